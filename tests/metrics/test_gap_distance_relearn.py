@@ -63,6 +63,12 @@ def test_divergence_equals_scipys():
     assert jensen_shannon_divergence(p.astype(np.float32), p.astype(np.float32)) == 0
 
 
+def test_rows_that_sum_to_one_only_nearly_are_brought_there():
+    assert jensen_shannon_divergence([[0.5004, 0.5004]], [[0.5, 0.5]]) == pytest.approx(
+        0, abs=1e-15
+    )
+
+
 def test_relearn_rounds_by_hand():
     assert relearn_rounds([0.9, 0.5], level=0.9) == 0
     assert relearn_rounds([0.1, 0.5, 0.1 + 0.2, 0.9], level=0.6) == 3

@@ -83,6 +83,17 @@ def test_without_a_gap_of_its_own_a_site_is_measured_by_the_others():
     assert stall_by_site(spans("b", (8, 9), (14, 29)), [(5.0, 25.0)], ["b"])["b"] == 5.0
 
 
+def test_gaps_within_an_earlier_request_are_not_typical():
+    work = spans("a", (0, 1), (1, 2), (6, 7), (11, 12))
+    assert stall_seconds(work, [(1.5, 6.0), (7.5, 11.0)], ["a"]) == 7.5
+
+
+def test_a_request_after_the_end_changes_nothing():
+    work = steady("a", 10)
+    assert retained_throughput(work, [(4.0, 8.0), (20.0, 30.0)], ["a"]) == 1.0
+    assert stall_seconds(work, [(4.0, 8.0), (20.0, 30.0)], ["a"]) == 0.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0.5, 5), st.floats(0.0, 3), st.floats(0.5, 40), st.integers(4, 8))
 def test_a_stop_of_the_federation_is_found_in_full(length, gap, stop, tasks):

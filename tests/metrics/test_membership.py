@@ -101,6 +101,14 @@ def test_losses_of_zero_and_huge_losses_stay_finite():
     assert np.isfinite(likelihood_ratio_scores(target, losses, members)).all()
 
 
+def test_reference_models_that_agree_exactly_give_a_finite_score():
+    references, members = [[0.1], [0.1], [0.5], [0.5]], [[True], [True], [False], [False]]
+    for pooled in (True, False):
+        score = likelihood_ratio_scores([0.1], references, members, pooled_variance=pooled)
+        assert np.isfinite(score[0])
+        assert score[0] > 0
+
+
 FLAGS = [[True], [False]]
 
 
