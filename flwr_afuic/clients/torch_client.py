@@ -1,0 +1,256 @@
+"""An erasure client for PyTorch models: four hooks, and it trains and forgets."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from logging import WARNING
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.supercore import log
+from torch import Tensor, nn
+
+from flwr_afuic import wire
+from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics, UnlearningTask
+from flwr_afuic.erasure.inbox import SiteInbox
+from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError
+from flwr_afuic.federation.layout import ArrayKind, Arrays
+from flwr_afuic.models.arrays import array_kinds, get_arrays, set_arrays
+from flwr_afuic.unlearning.inference import score
+from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.local import unlearn
+from flwr_afuic.unlearning.settings import UnlearningSettings
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's training data, with stable ids, and what it holds out.
+
+    Attributes
+    ----------
+    images : Tensor, shape (n, c, h, w)
+    labels : Tensor, shape (n,), int64
+    ids : sequence of str, length n
+        Stable across restarts: erasures name samples by them.
+    holdout_images, holdout_labels : Tensor or None
+        Never trained on; used for evaluation and, where the federation has no proxies, as
+        the anchor and the forget level of an unlearning.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Sequence[str]
+    holdout_images: Tensor | None = None
+    holdout_labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.ids):
+            raise DataError(
+                f"{len(self.images)} images, {len(self.labels)} labels and {len(self.ids)} ids; "
+                "each sample needs one of each"
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise DataError("sample ids repeat; an erasure could not tell those samples apart")
+
+
+class TorchClient(ErasureClient):
+    """A site that trains a ``torch.nn.Module`` and can forget.
+
+    Subclasses give four hooks: :meth:`data`, :meth:`model`, :meth:`optimizer` and
+    :meth:`loss`. Every random draw of a task comes from a generator seeded by the server's
+    config, so that runs repeat.
+
+    Attributes
+    ----------
+    batch_size : int
+        Samples per step.
+    local_steps : int or None
+        Gradient steps per task; None for ``local_epochs``.
+    local_epochs : int
+        Passes over the retained data per task.
+    clip : float or None
+        Greatest gradient norm.
+    """
+
+    batch_size = 32
+    local_steps: int | None = None
+    local_epochs = 1
+    clip: float | None = 5.0
+
+    @classmethod
+    def from_context(cls, context: Context) -> Self:
+        """Make the client of a node: site from ``partition-id``, inbox from ``inbox``.
+
+        ``node_config`` entries: ``inbox`` is the path of the hospital's inbox. Without it a
+        file in the temporary folder is used, with a warning: fine in simulation, not in a
+        hospital, whose erasures must outlive the machine's temporary files.
+        """
+        client = cls.__new__(cls)
+        partition = context.node_config.get("partition-id")
+        site = "" if partition is None else f"site-{partition}"
+        ErasureClient.__init__(client, inbox=open_inbox(context), site=site)
+        client.context = context
+        return client
+
+    context: Context
+
+    # ---- the four hooks -------------------------------------------------------------
+
+    @abstractmethod
+    def data(self) -> SiteData:
+        """Return the site's data; called once per task."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Return a fresh model; its weights are replaced by the federation's."""
+
+    @abstractmethod
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer of one local training."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the training loss of one batch; cross-entropy unless overridden."""
+        return nn.functional.cross_entropy(outputs, targets)
+
+    # ---- ErasureClient --------------------------------------------------------------
+
+    def sample_ids(self) -> Sequence[str]:
+        """See :class:`ErasureClient`."""
+        return self._site_data().ids
+
+    def array_kinds(self) -> Sequence[ArrayKind]:
+        """See :class:`ErasureClient`."""
+        return [kind for _, kind in array_kinds(self.model())]
+
+    def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
+        """See :class:`ErasureClient`."""
+        data, model = self._site_data(), self._loaded(parameters)
+        rows = torch.as_tensor(self._rows(self.retained_ids()))
+        generator = torch.Generator().manual_seed(int(config.get(wire.SEED, 0)))
+        optimizer = self.optimizer(model)
+        model.train()
+        losses, hits, seen = 0.0, 0, 0
+        batches = self._batches(len(rows), generator)
+        for batch in batches:
+            images, labels = data.images[rows[batch]], data.labels[rows[batch]]
+            optimizer.zero_grad(set_to_none=True)
+            outputs = model(images)
+            loss = self.loss(outputs, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            optimizer.step()
+            losses += float(loss.detach()) * len(batch)
+            hits += int((outputs.detach().argmax(1) == labels).sum())
+            seen += len(batch)
+        metrics: Metrics = {
+            "train_loss": losses / seen,
+            "train_accuracy": hits / seen,
+            wire.STEPS: len(batches),
+        }
+        return get_arrays(model), len(rows), metrics
+
+    def test(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
+        """See :class:`ErasureClient`: scores the held-out data; (0, 0) where there is none."""
+        data = self._site_data()
+        if data.holdout_images is None or data.holdout_labels is None:
+            return 0.0, 0, {}
+        result = score(self._loaded(parameters), data.holdout_images, data.holdout_labels)
+        return result.loss, result.count, {"accuracy": result.accuracy}
+
+    def score(self, parameters: Arrays, sample_ids: Sequence[str]) -> ForgetScore:
+        """See :class:`ErasureClient`."""
+        data, rows = self._site_data(), self._rows(sample_ids)
+        return score(self._loaded(parameters), data.images[rows], data.labels[rows])
+
+    def unlearn(self, task: UnlearningTask) -> tuple[Arrays, wire.Evidence]:
+        """See :class:`ErasureClient`; by :func:`flwr_afuic.unlearning.local.unlearn`."""
+        data, model = self._site_data(), self._loaded(task.snapshot)
+        rows = self._rows(task.forget_ids)
+        reference = None if task.reference is None else self._loaded(task.reference)
+        holdout = None
+        if data.holdout_images is not None and data.holdout_labels is not None:
+            holdout = score(model, data.holdout_images, data.holdout_labels)
+        outcome = unlearn(
+            model,
+            forget_x=data.images[rows],
+            forget_y=data.labels[rows],
+            anchor_x=self._anchor(task, data),
+            reference=reference,
+            holdout=holdout,
+            settings=UnlearningSettings.from_json(task.settings),
+            seed=task.seed,
+        )
+        evidence = wire.Evidence(
+            before=outcome.before,
+            after=outcome.after,
+            reference=outcome.reference,
+            holdout=holdout,
+            steps=outcome.steps,
+            stop_reason=outcome.stop_reason,
+            delta_norm=outcome.delta_norm,
+        )
+        return get_arrays(model), evidence
+
+    # ---- inside ---------------------------------------------------------------------
+
+    def _site_data(self) -> SiteData:
+        if not hasattr(self, "_data"):
+            self._data = self.data()
+        return self._data
+
+    def _loaded(self, arrays: Arrays) -> nn.Module:
+        model = self.model()
+        set_arrays(model, arrays)
+        return model
+
+    def _rows(self, sample_ids: Sequence[str]) -> list[int]:
+        position = {sample: row for row, sample in enumerate(self._site_data().ids)}
+        missing = [sample for sample in sample_ids if sample not in position]
+        if missing:
+            raise UnknownSampleError(
+                f"{len(missing)} of {len(sample_ids)} samples are not held at this site, the "
+                f"first is {missing[0]!r}"
+            )
+        return [position[sample] for sample in sample_ids]
+
+    def _anchor(self, task: UnlearningTask, data: SiteData) -> Tensor:
+        """Choose what the unlearned model must keep: proxies, else kept, else held-out images."""
+        if task.proxies is not None:
+            return torch.from_numpy(np.asarray(task.proxies, dtype=np.float32))
+        kept = self._rows(self.retained_ids())
+        if kept:
+            return data.images[kept]
+        if data.holdout_images is None:
+            raise ConfigError(
+                "nothing to anchor the unlearning on: the federation has no proxies, and the site "
+                "neither keeps nor holds out any data; give SiteData holdout images"
+            )
+        return data.holdout_images
+
+    def _batches(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw the batches of one task: shuffled passes, cut to the number of steps."""
+        size = min(self.batch_size, count)
+        per_epoch = max(1, count // size)
+        steps = per_epoch * self.local_epochs if self.local_steps is None else self.local_steps
+        batches: list[Tensor] = []
+        while len(batches) < steps:
+            order = torch.randperm(count, generator=generator)
+            batches += [order[i * size : (i + 1) * size] for i in range(per_epoch)]
+        return batches[:steps]
+
+
+def open_inbox(context: Context) -> SiteInbox:
+    """Open the inbox a node's configuration names, else a temporary one with a warning."""
+    path = context.node_config.get("inbox")
+    if path is None:
+        folder = Path(tempfile.gettempdir()) / f"flwr-afuic-{context.run_id}"
+        path = str(folder / f"{context.node_id}.sqlite")
+        log(WARNING, "no 'inbox' in node_config; erasures of this site are kept in %s only", path)
+    return SiteInbox(str(path))

@@ -1,0 +1,1 @@
+"""Pure mechanics of an asynchronous federation: layouts, staleness, buffers, screening, roster."""

@@ -1,0 +1,210 @@
+"""AFU-IC: asynchronous federated unlearning with invariance calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flwr_afuic.calibration.invariance import InvarianceSettings
+from flwr_afuic.calibration.transforms import Phi, make_phi
+from flwr_afuic.erasure.book import ErasureRecord, RequestBook
+from flwr_afuic.errors import ConfigError
+from flwr_afuic.strategies.asynchronous import AsyncStrategy
+from flwr_afuic.strategies.erasures import ErasureHooks, MergeFacts
+from flwr_afuic.strategies.run import RunHooks
+from flwr_afuic.unlearning.reference import DistillationSettings
+from flwr_afuic.unlearning.settings import UnlearningSettings
+
+MergeRule = Literal["delta", "overwrite"]
+
+
+class AFUIC(AsyncStrategy):
+    """Asynchronous training that forgets on request (arXiv 2604.26809).
+
+    A site's erasure request is carried out beside training: the site unlearns from a
+    snapshot, its delta is merged into the current model, and server-side invariance
+    calibration keeps the model from relearning. Use it where ``FedAvg`` was used; sites
+    whose clients know nothing of erasure train as before.
+
+    Parameters
+    ----------
+    model_factory : callable, optional
+        Returns a fresh ``torch.nn.Module`` of the federation's model, its ``state_dict`` in
+        the order of the initial arrays. Needed, with ``proxies``, for the proxy-distilled
+        reference and prediction invariance.
+    proxies : Tensor or ndarray, shape (n, c, h, w), optional
+        Unlabelled images like the task's, that belong to no site. Without them the site
+        anchors on its own kept or held-out data, the forget level is its hold-out's, and
+        prediction invariance is off.
+    proxies_provenance : str
+        Where the proxies come from and under which licence; printed in reports.
+    merge : {"delta", "overwrite"}
+        ``delta`` adds the unlearning to the current model (ours); ``overwrite`` replaces the
+        model by the unlearned snapshot, which is how readers describe the paper's
+        algorithm 1, and loses what retained sites learned meanwhile.
+    lock : bool
+        The relearning lock: a half-space the model may not leave after a merge (ours).
+    prediction_invariance : bool
+        KL consistency under ``phi`` on the proxies after each merge (the paper's Eq. 4).
+    phi : str or Phi
+        Transformation of prediction invariance: ``"augmentation"`` (MONAI), ``"identity"``
+        (a control that does nothing), or any callable of that interface.
+    unlearning : UnlearningSettings
+        Local unlearning at the site; the default objective is reference-bounded (ours).
+    distillation : DistillationSettings
+        Making of the proxy-distilled reference.
+    invariance : InvarianceSettings
+        Steps of prediction invariance.
+    verify_rounds : int
+        Rounds in which the forget level must hold before a request is completed.
+    watch_every : int
+        Rounds between further verifications of a completed request whose site stayed.
+    max_attempts : int
+        Unlearnings per request before it is reported as not met.
+    site_timeout : float
+        Seconds without news of a site after which its request is closed: as
+        ``completed-unverified`` after a merge, as ``failed`` before one.
+    virtual_reference_seconds, virtual_invariance_seconds : float
+        What these server computations take on a virtual clock.
+    **engine : Any
+        Settings of :class:`~flwr_afuic.strategies.asynchronous.AsyncStrategy`.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of its range or contradicts another.
+
+    Examples
+    --------
+    >>> strategy = AFUIC(buffer_size=4, seed=1)
+    >>> strategy.merge
+    'delta'
+    """
+
+    withdrawable_updates = True
+
+    def __init__(
+        self,
+        *,
+        model_factory: Callable[[], nn.Module] | None = None,
+        proxies: Tensor | NDArray[Any] | None = None,
+        proxies_provenance: str = "",
+        merge: MergeRule = "delta",
+        lock: bool = True,
+        prediction_invariance: bool = True,
+        phi: str | Phi = "augmentation",
+        unlearning: UnlearningSettings | None = None,
+        distillation: DistillationSettings | None = None,
+        invariance: InvarianceSettings | None = None,
+        verify_rounds: int = 5,
+        watch_every: int = 5,
+        max_attempts: int = 3,
+        site_timeout: float = 3600.0,
+        virtual_reference_seconds: float = 5.0,
+        virtual_invariance_seconds: float = 0.2,
+        **engine: Any,
+    ) -> None:
+        super().__init__(**engine)
+        if merge not in get_args(MergeRule):
+            raise ConfigError(f"merge is {merge!r}; use 'delta' or 'overwrite'")
+        for name, value in (
+            ("verify_rounds", verify_rounds),
+            ("watch_every", watch_every),
+            ("max_attempts", max_attempts),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
+        if not site_timeout > 0:
+            raise ConfigError(f"site_timeout is {site_timeout}; it must be positive (seconds)")
+        if proxies is not None and model_factory is None:
+            raise ConfigError(
+                "proxies without model_factory: the server cannot run the model on them; pass "
+                "model_factory=... as well"
+            )
+        self.model_factory = model_factory
+        self.proxies = None if proxies is None else _as_images(proxies)
+        self.proxies_provenance = proxies_provenance
+        self.merge: MergeRule = merge
+        self.lock = lock
+        self.prediction_invariance = prediction_invariance and self.proxies is not None
+        self.phi: Phi | None = None
+        if self.prediction_invariance:
+            self.phi = make_phi(phi) if isinstance(phi, str) else phi
+        self.unlearning = unlearning or UnlearningSettings()
+        self.distillation = distillation or DistillationSettings()
+        self.invariance = invariance or InvarianceSettings()
+        self.verify_rounds = verify_rounds
+        self.watch_every = watch_every
+        self.max_attempts = max_attempts
+        self.site_timeout = site_timeout
+        self.virtual_reference_seconds = virtual_reference_seconds
+        self.virtual_invariance_seconds = virtual_invariance_seconds
+        self.book = RequestBook()
+        self.merges: list[MergeFacts] = []
+        self._hooks: ErasureHooks | None = None
+
+    def make_hooks(self) -> RunHooks:
+        """Return the erasure steps for a new run, with an empty book."""
+        self.book = RequestBook()
+        self.merges = []
+        self._hooks = ErasureHooks(self, self.book)
+        return self._hooks
+
+    def unlearning_for(self, attempt: int) -> UnlearningSettings:
+        """Return the settings of an attempt: each further one may take twice the steps."""
+        steps = self.unlearning.steps * 2 ** (attempt - 1)
+        return dataclasses.replace(self.unlearning, steps=steps)
+
+    @property
+    def requests(self) -> list[ErasureRecord]:
+        """Every erasure request of the run, oldest first."""
+        return list(self.book)
+
+    def request_erasure(self, site: str, reason: str = "site-left") -> str:
+        """File a client-scope erasure for a site, as the federation's operator.
+
+        Parameters
+        ----------
+        site : str
+            Name of the site: its registered name, or its partition id.
+        reason : str
+            A code of :data:`~flwr_afuic.wire.REASON_CODES`.
+
+        Returns
+        -------
+        str
+            The request's id. May be called from any thread while a run is under way.
+
+        Raises
+        ------
+        UnknownSiteError
+            If the federation has no such site.
+        """
+        self._current()
+        return self._erasures().file_for(site, reason)
+
+    def cancel_erasure(self, request_id: str) -> None:
+        """Cancel a request that is not merged yet; StateTransitionError once it is."""
+        self._erasures().cancel(request_id)
+
+    def _erasures(self) -> ErasureHooks:
+        if self._hooks is None:
+            raise ConfigError("this strategy has not been started; call start() first")
+        return self._hooks
+
+
+def _as_images(proxies: Tensor | NDArray[Any]) -> Tensor:
+    images = torch.as_tensor(np.asarray(proxies), dtype=torch.float32)
+    if images.ndim != 4 or not len(images):
+        raise ConfigError(
+            f"proxies have shape {tuple(images.shape)}; they must be (n, channels, height, width)"
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ConfigError("proxies hold NaN or infinity; remove those images")
+    return images

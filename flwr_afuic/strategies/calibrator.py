@@ -1,0 +1,131 @@
+"""Server-side invariance calibration of every version after a merge.
+
+Two parts, each on or off: the relearning lock, a projection of the next model, and
+prediction invariance, a few optimisation steps on proxies. The steps run in the
+background on one version and their change joins the next merge, so that nobody waits;
+the lock is applied last, to the combined step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flwr_afuic.calibration.invariance import InvarianceSettings, calibrate
+from flwr_afuic.calibration.lock import RelearningLock
+from flwr_afuic.calibration.transforms import Phi
+from flwr_afuic.federation.journal import Span
+from flwr_afuic.federation.layout import Arrays, Vector
+from flwr_afuic.federation.worker import Job
+from flwr_afuic.models.arrays import get_arrays, set_arrays
+from flwr_afuic.seeds import derive_seed
+from flwr_afuic.strategies.run import FederationRun
+
+ModelFactory = Callable[[], nn.Module]
+
+
+class Calibrator:
+    """Invariance calibration of one run.
+
+    Parameters
+    ----------
+    run : FederationRun
+        The run whose versions are calibrated.
+    lock : bool
+        Keep ``<w - w_merge, d> >= 0`` for the delta ``d`` of every erasure, from its merge on
+        (our reading of "keeps the model from relearning", arXiv 2604.26809).
+    phi : Phi or None
+        Transformation of prediction invariance (the paper's Eq. 4); None turns it off.
+    factory, proxies : callable and Tensor of shape (n, c, h, w)
+        Needed for prediction invariance.
+    settings : InvarianceSettings
+        Of the optimisation steps.
+    virtual_seconds : float
+        What one calibration takes on a virtual clock.
+    """
+
+    def __init__(
+        self,
+        run: FederationRun,
+        *,
+        lock: bool,
+        phi: Phi | None,
+        factory: ModelFactory | None,
+        proxies: Tensor | None,
+        settings: InvarianceSettings,
+        virtual_seconds: float,
+    ) -> None:
+        self._run = run
+        self._use_lock = lock
+        self._phi = phi
+        self._factory = factory
+        self._proxies = proxies
+        self._settings = settings
+        self._virtual_seconds = virtual_seconds
+        self._job: Job[Vector] | None = None
+        self._active = False
+        self.lock = RelearningLock()
+
+    def hold(self, request_id: str, delta: Vector, origin: Vector) -> None:
+        """Start calibrating against one erasure.
+
+        Parameters
+        ----------
+        request_id : str
+            Key of its half-space; a further attempt of the same request adds another.
+        delta : ndarray, shape (p,)
+            The merged delta over trained arrays.
+        origin : ndarray, shape (p,)
+            The model right after the merge.
+        """
+        self._active = True
+        if self._use_lock and float(np.linalg.norm(delta)) > 0:
+            self.lock.add(request_id, delta, origin)
+
+    def finish(self, candidate: Arrays) -> Arrays:
+        """Calibrate the next version: add finished invariance steps, then apply the lock."""
+        layout = self._run.layout
+        step = self._collect()
+        if step is None and not len(self.lock):
+            return candidate
+        before = layout.flatten(candidate)
+        after = before if step is None else before + step
+        if len(self.lock):
+            after = np.asarray(self.lock.project(after), dtype=np.float64)
+            if np.array_equal(after, before):
+                return candidate
+        return layout.with_trained(after, candidate)
+
+    def after_version(self) -> None:
+        """Start invariance steps on the newest version, unless some are still running."""
+        if not self._active or self._phi is None or self._job is not None:
+            return
+        if self._factory is None or self._proxies is None:
+            return
+        factory, proxies, phi = self._factory, self._proxies, self._phi
+        run, settings = self._run, self._settings
+        arrays, version = run.arrays, run.version
+        seed = derive_seed(run.settings.seed, "invariance", version)
+
+        def compute() -> Vector:
+            model = factory()
+            set_arrays(model, arrays)
+            with torch.enable_grad():
+                calibrate(model, proxies, phi, settings=settings, seed=seed)
+            return run.layout.flatten(get_arrays(model)) - run.layout.flatten(arrays)
+
+        self._job = run.worker.submit(compute, virtual_seconds=self._virtual_seconds)
+
+    def _collect(self) -> Vector | None:
+        job = self._job
+        if job is None or not job.done():
+            return None
+        self._job = None
+        started = self._run.started
+        self._run.journal.server_spans.append(
+            Span("server", "invariance", job.start - started, job.end - started)
+        )
+        return job.result()

@@ -1,0 +1,247 @@
+"""Flower's records, read and written. Nothing else in the code base knows these keys.
+
+Two client dialects, chosen per federation: ``numpy`` for ``NumPyClient`` apps behind a
+``client_fn`` and ``message`` for Message-API apps (``@app.train()``), today's FedAvg users.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
+
+from flwr_afuic import wire
+from flwr_afuic.errors import ConfigError, WireError
+from flwr_afuic.federation.layout import Arrays
+
+_DECODING_ERRORS = (ValueError, TypeError, KeyError, EOFError, OSError, AttributeError)
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A decoded training or unlearning reply."""
+
+    arrays: Arrays
+    examples: int
+    metrics: dict[str, float]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """A decoded evaluation reply; ``loss`` is NaN where the client reports none."""
+
+    loss: float
+    examples: int
+    metrics: dict[str, float]
+    info: dict[str, Any]
+
+
+def to_record(names: list[str], arrays: Arrays) -> ArrayRecord:
+    """Pack arrays under their names."""
+    return ArrayRecord(
+        {name: Array(np.asarray(a, order="C")) for name, a in zip(names, arrays, strict=True)}
+    )
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Unpack every array, in order; WireError on undecodable bytes."""
+    try:
+        return [np.asarray(array.numpy()) for array in record.values()]
+    except _DECODING_ERRORS as error:
+        raise WireError(f"an array of the reply cannot be decoded: {error}") from error
+
+
+class Dialect(ABC):
+    """How tasks become messages and replies become values."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def train(
+        self, arrays: ArrayRecord, config: Mapping[str, Any], extras: Mapping[str, Arrays]
+    ) -> RecordDict:
+        """Build the content of a train message; ``extras`` are further groups of arrays."""
+
+    @abstractmethod
+    def evaluate(self, arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
+        """Build the content of an evaluate message."""
+
+    @abstractmethod
+    def poll(self, config: Mapping[str, Any]) -> tuple[str, RecordDict]:
+        """Build the message type and content of a light poll."""
+
+    @abstractmethod
+    def read_train(self, content: RecordDict) -> TrainReply:
+        """Decode a train reply; WireError says what it lacks."""
+
+    @abstractmethod
+    def read_evaluate(self, content: RecordDict) -> EvaluateReply:
+        """Decode an evaluate reply; WireError says what it lacks."""
+
+    @abstractmethod
+    def read_poll(self, content: RecordDict) -> dict[str, Any]:
+        """Decode a poll reply into scalars; empty for a client that has none."""
+
+
+class NumPyDialect(Dialect):
+    """NumPyClients behind a ``client_fn``: arrays are a bare list, extras follow the model's."""
+
+    name = "numpy"
+
+    def train(
+        self, arrays: ArrayRecord, config: Mapping[str, Any], extras: Mapping[str, Arrays]
+    ) -> RecordDict:
+        """See :meth:`Dialect.train`."""
+        entries = dict(config)
+        record = arrays
+        if extras:
+            record = ArrayRecord(dict(arrays.items()))
+            for group, members in extras.items():
+                for index, array in enumerate(members):
+                    record[f"{group}/{index}"] = Array(np.asarray(array, order="C"))
+            entries[wire.EXTRAS] = json.dumps({g: len(a) for g, a in extras.items()})
+        return RecordDict({"fitins.parameters": record, "fitins.config": ConfigRecord(entries)})
+
+    def evaluate(self, arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
+        """See :meth:`Dialect.evaluate`."""
+        return RecordDict(
+            {
+                "evaluateins.parameters": arrays,
+                "evaluateins.config": ConfigRecord(dict(config)),
+            }
+        )
+
+    def poll(self, config: Mapping[str, Any]) -> tuple[str, RecordDict]:
+        """See :meth:`Dialect.poll`."""
+        content = RecordDict({"getpropertiesins.config": ConfigRecord(dict(config))})
+        return "get_properties", content
+
+    def read_train(self, content: RecordDict) -> TrainReply:
+        """See :meth:`Dialect.read_train`."""
+        _check_status(content, "fitres")
+        try:
+            record = content.array_records["fitres.parameters"]
+            examples = content.metric_records["fitres.num_examples"]["num_examples"]
+            info = dict(content.config_records["fitres.metrics"])
+        except KeyError as error:
+            raise WireError(f"the train reply lacks {error}") from error
+        return TrainReply(from_record(record), _whole(examples), _numeric(info), info)
+
+    def read_evaluate(self, content: RecordDict) -> EvaluateReply:
+        """See :meth:`Dialect.read_evaluate`."""
+        _check_status(content, "evaluateres")
+        try:
+            loss = content.metric_records["evaluateres.loss"]["loss"]
+            examples = content.metric_records["evaluateres.num_examples"]["num_examples"]
+            info = dict(content.config_records["evaluateres.metrics"])
+        except KeyError as error:
+            raise WireError(f"the evaluate reply lacks {error}") from error
+        return EvaluateReply(_real(loss), _whole(examples), _numeric(info), info)
+
+    def read_poll(self, content: RecordDict) -> dict[str, Any]:
+        """See :meth:`Dialect.read_poll`."""
+        record = content.config_records.get("getpropertiesres.properties")
+        return {} if record is None else dict(record)
+
+
+class MessageDialect(Dialect):
+    """Message-API clients: ``arrays`` and ``config`` in, one array and one metric record out."""
+
+    name = "message"
+
+    def train(
+        self, arrays: ArrayRecord, config: Mapping[str, Any], extras: Mapping[str, Arrays]
+    ) -> RecordDict:
+        """See :meth:`Dialect.train`."""
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord(dict(config))})
+        for group, members in extras.items():
+            names = [str(index) for index in range(len(members))]
+            content[f"afuic.{group}"] = to_record(names, members)
+        return content
+
+    def evaluate(self, arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
+        """See :meth:`Dialect.evaluate`."""
+        return RecordDict({"arrays": arrays, "config": ConfigRecord(dict(config))})
+
+    def poll(self, config: Mapping[str, Any]) -> tuple[str, RecordDict]:
+        """See :meth:`Dialect.poll`."""
+        return MessageType.QUERY, RecordDict({"config": ConfigRecord(dict(config))})
+
+    def read_train(self, content: RecordDict) -> TrainReply:
+        """See :meth:`Dialect.read_train`."""
+        records = list(content.array_records.values())
+        if len(records) != 1:
+            raise WireError(f"the train reply holds {len(records)} ArrayRecords; it must hold one")
+        metrics, examples = self._metrics(content, "train")
+        return TrainReply(from_record(records[0]), examples, metrics, _configs(content))
+
+    def read_evaluate(self, content: RecordDict) -> EvaluateReply:
+        """See :meth:`Dialect.read_evaluate`."""
+        metrics, examples = self._metrics(content, "evaluate")
+        loss = metrics.get("eval_loss", metrics.get("loss", float("nan")))
+        return EvaluateReply(loss, examples, metrics, _configs(content))
+
+    def read_poll(self, content: RecordDict) -> dict[str, Any]:
+        """See :meth:`Dialect.read_poll`."""
+        return _configs(content)
+
+    @staticmethod
+    def _metrics(content: RecordDict, what: str) -> tuple[dict[str, float], int]:
+        records = list(content.metric_records.values())
+        if len(records) != 1 or "num-examples" not in records[0]:
+            raise WireError(
+                f"the {what} reply must hold one MetricRecord with 'num-examples', "
+                f"got {len(records)} MetricRecords"
+            )
+        values = dict(records[0])
+        return _numeric(values), _whole(values.pop("num-examples"))
+
+
+def dialect_named(name: str) -> Dialect:
+    """Return the dialect of that name; ConfigError lists the known ones."""
+    for dialect in (NumPyDialect(), MessageDialect()):
+        if dialect.name == name:
+            return dialect
+    raise ConfigError(f"unknown client dialect {name!r}; use 'numpy' or 'message'")
+
+
+def _configs(content: RecordDict) -> dict[str, Any]:
+    return {k: v for record in content.config_records.values() for k, v in record.items()}
+
+
+def _check_status(content: RecordDict, prefix: str) -> None:
+    status = content.config_records.get(f"{prefix}.status")
+    if status is not None and status.get("code", 0) != 0:
+        raise WireError(
+            f"the client reports status {status.get('code')!r}: {status.get('message', '')!r}"
+        )
+
+
+def _whole(value: object) -> int:
+    number = _real(value)
+    if not np.isfinite(number) or number != int(number):
+        raise WireError(f"the number of examples is {value!r}; it must be a whole number")
+    return int(number)
+
+
+def _real(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError(f"expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _numeric(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not key.startswith("afuic.")
+        and key != "num-examples"
+    }

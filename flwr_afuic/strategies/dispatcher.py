@@ -1,0 +1,106 @@
+"""Messages in flight: at most one per node, each with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from flwr_afuic.federation.clock import Clock, RealClock
+from flwr_afuic.federation.roster import Member
+
+TaskKind = Literal["train", "evaluate", "unlearn", "verify", "poll"]
+
+
+@dataclass
+class Task:
+    """One message to one site and what the server must remember of it.
+
+    Attributes
+    ----------
+    version : int
+        Version of the global model the message carries.
+    holds_snapshot : bool
+        Whether a snapshot of that version is held for its reply.
+    refused : bool
+        Set when the site asked for erasure meanwhile: the reply will not enter the model.
+    """
+
+    member: Member
+    kind: TaskKind
+    version: int
+    round: int
+    request_id: str = ""
+    holds_snapshot: bool = False
+    refused: bool = False
+    sent: float = 0.0
+    deadline: float = field(default=float("inf"))
+
+
+def clock_of(grid: Grid) -> Clock:
+    """Return the grid's own clock where it has one (the in-process grid), else the real one."""
+    clock = getattr(grid, "clock", None)
+    return RealClock() if clock is None else clock
+
+
+class Dispatcher:
+    """Push tasks, pull replies one at a time, and notice what never came back.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    clock : Clock
+        For deadlines.
+    timeout : float
+        Seconds a reply may take; also the message's time to live.
+    """
+
+    def __init__(self, grid: Grid, clock: Clock, *, timeout: float) -> None:
+        self._grid = grid
+        self._clock = clock
+        self._timeout = timeout
+        self._pending: dict[str, Task] = {}
+
+    @property
+    def pending(self) -> list[Task]:
+        """Tasks in flight, oldest first."""
+        return list(self._pending.values())
+
+    def send(self, task: Task, message_type: str, content: RecordDict) -> bool:
+        """Send a task to its member; return False if Flower took no message for it."""
+        if task.member.busy:
+            raise RuntimeError(f"site {task.member.site} already has a message in flight")
+        message = Message(
+            content,
+            task.member.node_id,
+            message_type,
+            ttl=self._timeout,
+            group_id=str(task.version),
+        )
+        ids = [message_id for message_id in self._grid.push_messages([message]) if message_id]
+        if not ids:
+            return False
+        task.sent = self._clock.now()
+        task.deadline = task.sent + self._timeout
+        task.member.busy = True
+        task.member.tasks_sent += 1
+        self._pending[ids[0]] = task
+        return True
+
+    def replies(self) -> Iterator[tuple[Task, Message | None]]:
+        """Yield each finished task with its reply, or with None where the deadline passed."""
+        for message_id in list(self._pending):
+            found = list(self._grid.pull_messages([message_id]))
+            late = self._clock.now() >= self._pending[message_id].deadline
+            if found or late:
+                task = self._pending.pop(message_id)
+                task.member.busy = False
+                yield task, found[0] if found else None
+
+    def next_deadline(self) -> float | None:
+        """When the next task in flight expires, or None."""
+        return min((task.deadline for task in self._pending.values()), default=None)

@@ -1,0 +1,514 @@
+"""One run of a federation: the event loop over push and pull.
+
+Every free client is sent the newest model; replies are screened, buffered and merged.
+The loop never waits for one site. What a method adds to training (refusing a site,
+unlearning tasks, calibration) it adds through :class:`RunHooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.supercore import log
+
+from flwr_afuic import wire
+from flwr_afuic.errors import AfuicError, FederationError, LayoutError, WireError
+from flwr_afuic.federation.buffer import Update, UpdateBuffer
+from flwr_afuic.federation.clock import VirtualClock
+from flwr_afuic.federation.journal import Event, Journal, Span, VersionEntry
+from flwr_afuic.federation.layout import Arrays, Layout
+from flwr_afuic.federation.roster import Member, Roster
+from flwr_afuic.federation.screening import UpdateScreen
+from flwr_afuic.federation.snapshots import SnapshotStore
+from flwr_afuic.federation.worker import Worker
+from flwr_afuic.seeds import derive_seed
+from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
+from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.asynchronous import AsyncStrategy
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+_VIRTUAL_IDLE_SECONDS = 60.0
+_NODE_REFRESH_SECONDS = 2.0
+
+
+class RunHooks:
+    """What a method may add to plain asynchronous training. Every default does nothing."""
+
+    def bind(self, run: FederationRun) -> None:
+        """Take hold of the run that is about to start."""
+        self.run = run
+
+    def may_train(self, site: str) -> bool:
+        """Whether a site is sent training tasks and its updates are accepted."""
+        return True
+
+    def before_dispatch(self) -> None:
+        """Do what comes before free clients are sent training tasks."""
+
+    def task_config(self, member: Member) -> dict[str, wire.Scalar]:
+        """Further config entries for any task of a member."""
+        return {}
+
+    def on_info(self, member: Member, info: dict[str, Any]) -> None:
+        """See the scalars of a member's reply, before its update is judged."""
+
+    def on_reply(self, task: Task, message: Message) -> None:
+        """Handle the reply to a task of the method's own."""
+
+    def on_failure(self, task: Task, reason: str) -> None:
+        """Handle a failed or expired task of the method's own."""
+
+    def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
+        """Calibrate the next global model before it becomes one."""
+        return candidate
+
+    def after_version(self, entry: VersionEntry) -> None:
+        """See each new version."""
+
+    def close(self) -> None:
+        """Release what the method holds."""
+
+
+@dataclass
+class Counters:
+    """Numbers of updates by fate."""
+
+    accepted: int = 0
+    stale: int = 0
+    refused: int = 0
+    quarantined: int = 0
+    failed: int = 0
+    expired: int = 0
+
+
+@dataclass
+class _RoundMetrics:
+    total: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, float], examples: int) -> None:
+        self.total += examples
+        for key, value in metrics.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value * examples
+
+    def record(self) -> MetricRecord:
+        return MetricRecord({key: value / self.total for key, value in self.sums.items()})
+
+
+class FederationRun:
+    """State and loop of one ``start()``.
+
+    Public attributes are what hooks and reports use: ``arrays`` (the current global
+    model), ``version``, ``round``, ``layout``, ``roster``, ``dispatcher``, ``journal``,
+    ``clock``, ``buffer``, ``screen``, ``worker``, ``counters``.
+    """
+
+    def __init__(
+        self,
+        strategy: AsyncStrategy,
+        hooks: RunHooks,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        *,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord,
+        evaluate_config: ConfigRecord,
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        self.settings = strategy
+        self.hooks = hooks
+        self.grid = grid
+        self.num_rounds = num_rounds
+        self.timeout = timeout
+        self.clock = clock_of(grid)
+        self.started = self.clock.now()
+        self.dialect = dialect_named(strategy.dialect)
+        self.arrays = from_record(initial_arrays)
+        self.layout = Layout.of(initial_arrays.keys(), self.arrays, strategy.array_kinds)
+        self.layout.check(self.arrays, "initial_arrays")
+        self.version = 0
+        self.round = 0
+        self.journal = Journal()
+        self.counters = Counters()
+        self.roster = Roster(
+            self.clock,
+            backoff=strategy.retry_backoff,
+            max_backoff=strategy.max_backoff,
+            max_failures=strategy.max_failures,
+        )
+        self.dispatcher = Dispatcher(grid, self.clock, timeout=timeout)
+        self.buffer = UpdateBuffer(self.layout, withdrawable=strategy.withdrawable_updates)
+        self.screen = UpdateScreen(self.layout, norm_factor=strategy.norm_factor)
+        self.snapshots = SnapshotStore()
+        self.worker = Worker(self.clock)
+        self.result = Result(arrays=initial_arrays)
+        self._evaluator = Worker(self.clock)
+        self._evaluations: list[tuple[int, Any]] = []
+        self._train_config = dict(train_config)
+        self._evaluate_config = dict(evaluate_config)
+        self._evaluate_fn = evaluate_fn
+        self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
+        self._round_metrics = _RoundMetrics()
+        self._evaluate_metrics: dict[int, _RoundMetrics] = {}
+        self._round_progress = 0
+        self._refreshed = float("-inf")
+        self._last_seen_nodes = self.started
+        if isinstance(self.clock, VirtualClock):
+            self.clock.watch(self.roster.next_event)
+        hooks.bind(self)
+
+    # ---- what hooks use -------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self.clock.now() - self.started
+
+    def note(self, kind: str, site: str = "", text: str = "", *, level: int = INFO) -> None:
+        """Add an event to the journal and the log."""
+        event = Event(self.elapsed, self.round, self.version, kind, site, text)
+        self.journal.events.append(event)
+        log(level, "[v%s r%s] %s %s %s", self.version, self.round, kind, site, text)
+
+    def record_of(self, version: int, arrays: Arrays) -> ArrayRecord:
+        """Encode a model once per version."""
+        if self._record_cache[0] != version:
+            self._record_cache = (version, to_record(self.layout.names, arrays))
+        return self._record_cache[1]
+
+    def config_for(self, member: Member, kind: str, base: dict[str, Any]) -> dict[str, Any]:
+        """Compose the config of a task: the user's entries, then ours."""
+        seed = derive_seed(self.settings.seed, kind, member.site, member.tasks_sent)
+        return {
+            **base,
+            "server-round": self.round + 1,
+            wire.TASK: kind,
+            wire.VERSION: self.version,
+            wire.SEED: seed,
+            **self.hooks.task_config(member),
+        }
+
+    def retained(self) -> list[Member]:
+        """Healthy members that may train."""
+        return [
+            member
+            for member in self.roster.members
+            if self.roster.healthy(member) and self.hooks.may_train(member.site)
+        ]
+
+    def adopt(self, arrays: Arrays, cause: str, sites: tuple[str, ...] = ()) -> None:
+        """Make ``arrays`` the next version of the global model."""
+        self.arrays = arrays
+        self.version += 1
+        entry = VersionEntry(self.version, self.round, self.elapsed, cause, sites)
+        self.journal.versions.append(entry)
+        if self.settings.on_version is not None:
+            self.settings.on_version(entry, arrays)
+        self.hooks.after_version(entry)
+
+    # ---- the loop -------------------------------------------------------------------
+
+    def execute(self) -> Result:
+        """Run to the last round and return Flower's result."""
+        if self.settings.on_version is not None:
+            self.settings.on_version(VersionEntry(0, 0, 0.0, "initial"), self.arrays)
+        try:
+            self._evaluate_centrally()
+            while not self._finished():
+                if not self._step():
+                    self._idle()
+            self._drain()
+        finally:
+            self.worker.close()
+            self._collect_evaluations()
+            self._evaluator.close()
+            self.hooks.close()
+            self.buffer.clear()
+            if isinstance(self.clock, VirtualClock):
+                self.clock.unwatch(self.roster.next_event)
+            self.result.arrays = to_record(self.layout.names, self.arrays)
+        return self.result
+
+    def _finished(self) -> bool:
+        stop = self.settings.stop_when
+        return self.round >= self.num_rounds or (stop is not None and stop(self))
+
+    def _step(self) -> bool:
+        self._refresh_nodes()
+        self.hooks.before_dispatch()
+        sent = self._dispatch()
+        handled = False
+        for task, message in self.dispatcher.replies():
+            handled = True
+            self._handle(task, message)
+            if self._finished():
+                break
+        merged = self.settings.mode == "sync" and self._close_sync_round()
+        return sent or handled or merged
+
+    def _idle(self) -> None:
+        self._check_alive()
+        virtual = self.clock.virtual
+        self.clock.sleep(_VIRTUAL_IDLE_SECONDS if virtual else self.settings.poll_interval)
+
+    def _refresh_nodes(self) -> None:
+        if self.clock.now() - self._refreshed < _NODE_REFRESH_SECONDS:
+            return
+        self._refreshed = self.clock.now()
+        nodes = sorted((int(node.node_id), str(node.name)) for node in self.grid.get_nodes())
+        if nodes:
+            self._last_seen_nodes = self._refreshed
+        for member in self.roster.refresh(nodes):
+            if self.dialect.name == "numpy" and self.settings.poll_newcomers:
+                kind, content = self.dialect.poll({wire.TASK: "poll", wire.VERSION: self.version})
+                task = Task(member, "poll", self.version, self.round)
+                self.dispatcher.send(task, kind, content)
+
+    def _enough_nodes(self) -> bool:
+        connected = sum(member.connected for member in self.roster.members)
+        return connected >= self.settings.min_available_nodes
+
+    def _dispatch(self) -> bool:
+        if not self._enough_nodes():
+            return False
+        if self.settings.mode == "sync" and (self.dispatcher.pending or len(self.buffer)):
+            return False
+        sent = False
+        for member in self.roster.free():
+            if not self.hooks.may_train(member.site):
+                continue
+            send = self._send_evaluation if member.due_evaluation else self._send_training
+            sent = send(member) or sent
+        return sent
+
+    def _send_training(self, member: Member) -> bool:
+        version, arrays = self.version, self.arrays
+        if not member.returns_delta:
+            full = len(self.snapshots) >= self.settings.max_snapshots
+            newest = self.snapshots.newest
+            if full and newest is not None and version not in self.snapshots:
+                version, arrays = newest, self.snapshots.get(newest)
+            self.snapshots.acquire(version, arrays)
+        config = self.config_for(member, wire.TASK_TRAIN, self._train_config)
+        config[wire.VERSION] = version
+        config[wire.WANT_DELTA] = True
+        content = self.dialect.train(self.record_of(version, arrays), config, {})
+        task = Task(member, "train", version, self.round, holds_snapshot=not member.returns_delta)
+        if self.dispatcher.send(task, MessageType.TRAIN, content):
+            return True
+        self._release(task)
+        self._fail(task, "Flower took no message for the node")
+        return False
+
+    def _send_evaluation(self, member: Member) -> bool:
+        config = self.config_for(member, "evaluate", self._evaluate_config)
+        task = Task(member, "evaluate", self.version, member.due_evaluation)
+        member.due_evaluation = 0
+        content = self.dialect.evaluate(self.record_of(self.version, self.arrays), config)
+        return self.dispatcher.send(task, MessageType.EVALUATE, content)
+
+    # ---- replies --------------------------------------------------------------------
+
+    def _handle(self, task: Task, message: Message | None) -> None:
+        member = task.member
+        self.journal.spans.append(
+            Span(member.site, task.kind, task.sent - self.started, self.elapsed)
+        )
+        try:
+            if message is None:
+                self.counters.expired += 1
+                self._fail(task, f"no reply within {self.timeout:g} s")
+            elif message.has_error():
+                self.counters.failed += 1
+                lines = (message.error.reason or "no reason given").strip().splitlines()
+                self._fail(task, f"error {message.error.code}: {lines[-1]}")
+            elif task.kind == "train":
+                self._accept_training(task, message)
+            elif task.kind == "evaluate":
+                self._accept_evaluation(task, message)
+            elif task.kind == "poll":
+                self._learn(member, self.dialect.read_poll(message.content))
+                self.roster.succeeded(member)
+            else:
+                self.hooks.on_reply(task, message)
+        except (WireError, LayoutError) as error:
+            self._quarantine(task, str(error))
+        finally:
+            self._release(task)
+
+    def _learn(self, member: Member, info: dict[str, Any]) -> None:
+        protocol = info.get(wire.CLIENT)
+        if isinstance(protocol, int) and not isinstance(protocol, bool):
+            member.protocol = protocol
+        member.returns_delta = info.get(wire.KIND, "") == wire.KIND_DELTA or member.returns_delta
+        site = info.get(wire.SITE)
+        if isinstance(site, str):
+            self.roster.identify(member, site[:200])
+        self.hooks.on_info(member, info)
+
+    def _accept_training(self, task: Task, message: Message) -> None:
+        member = task.member
+        reply = self.dialect.read_train(message.content)
+        self._learn(member, reply.info)
+        if task.refused or not self.hooks.may_train(member.site):
+            self.counters.refused += 1
+            self.roster.succeeded(member)
+            self.note("refused", member.site, "its erasure is under way; the update is discarded")
+            return
+        staleness = self.version - task.version
+        if staleness > self.settings.max_staleness:
+            self.counters.stale += 1
+            self.roster.succeeded(member)
+            limit = self.settings.max_staleness
+            self.note("stale", member.site, f"staleness {staleness} exceeds {limit}; dropped")
+            return
+        self.layout.check(reply.arrays, f"update of {member.site}")
+        if reply.info.get(wire.KIND) == wire.KIND_DELTA:
+            update = reply.arrays
+        elif task.holds_snapshot:
+            update = self.layout.update_between(reply.arrays, self.snapshots.get(task.version))
+        else:
+            raise WireError("the client returned weights where it returned deltas before")
+        reason = self.screen.refuse(update, reply.examples)
+        if reason is not None:
+            raise WireError(reason)
+        self.roster.succeeded(member)
+        self.counters.accepted += 1
+        self.journal.accepted.append((self.elapsed, member.site))
+        self._round_metrics.add(reply.metrics, reply.examples)
+        self.buffer.add(
+            Update(member.site, task.version, reply.examples, update),
+            self.settings.staleness_of(staleness),
+        )
+        if self.settings.mode == "async" and len(self.buffer) >= self.settings.buffer_size:
+            self._merge_buffer()
+
+    def _accept_evaluation(self, task: Task, message: Message) -> None:
+        reply = self.dialect.read_evaluate(message.content)
+        self._learn(task.member, reply.info)
+        self.roster.succeeded(task.member)
+        if reply.examples <= 0:
+            return
+        metrics = dict(reply.metrics)
+        if np.isfinite(reply.loss):
+            metrics.setdefault("loss", reply.loss)
+        gathered = self._evaluate_metrics.setdefault(task.round, _RoundMetrics())
+        gathered.add(metrics, reply.examples)
+        self.result.evaluate_metrics_clientapp[task.round] = gathered.record()
+
+    def _quarantine(self, task: Task, reason: str) -> None:
+        self.counters.quarantined += 1
+        delay = self.roster.failed(task.member, reason)
+        text = f"{reason}; quarantined, asked again in {delay:g} s"
+        self.note("quarantined", task.member.site, text, level=WARNING)
+        if task.kind in ("unlearn", "verify"):
+            self.hooks.on_failure(task, reason)
+
+    def _fail(self, task: Task, reason: str) -> None:
+        delay = self.roster.failed(task.member, reason)
+        text = f"{task.kind} failed: {reason}; asked again in {delay:g} s"
+        self.note("failed", task.member.site, text, level=WARNING)
+        if task.kind in ("unlearn", "verify"):
+            self.hooks.on_failure(task, reason)
+
+    def _release(self, task: Task) -> None:
+        if task.holds_snapshot:
+            self.snapshots.release(task.version)
+            task.holds_snapshot = False
+
+    # ---- versions and rounds --------------------------------------------------------
+
+    def _merge_buffer(self) -> None:
+        sites = tuple(self.buffer.sites)
+        merged = self.buffer.merge(self.arrays, server_lr=self.settings.server_lr)
+        candidate = self.hooks.finish(self.arrays, merged)
+        self._round_progress += len(sites)
+        retained = max(1, len(self.retained()))
+        completed, rest = divmod(self._round_progress, retained)
+        if self.settings.mode == "sync":
+            completed, rest = 1, 0
+        self._round_progress = rest
+        self.round += completed
+        self.adopt(candidate, "merge", sites)
+        if completed:
+            self._close_round()
+
+    def _close_sync_round(self) -> bool:
+        training = any(task.kind == "train" for task in self.dispatcher.pending)
+        if training or not len(self.buffer):
+            return False
+        self._merge_buffer()
+        return True
+
+    def _close_round(self) -> None:
+        if self._round_metrics.total:
+            self.result.train_metrics_clientapp[self.round] = self._round_metrics.record()
+        self._round_metrics = _RoundMetrics()
+        every = self.settings.evaluate_every
+        if every and self.round % every == 0:
+            for member in self.retained():
+                member.due_evaluation = self.round
+        self._evaluate_centrally()
+        log(INFO, "[ROUND %s/%s] version %s", self.round, self.num_rounds, self.version)
+
+    def _evaluate_centrally(self) -> None:
+        evaluate = self._evaluate_fn
+        if evaluate is None:
+            return
+        round_, record = self.round, self.record_of(self.version, self.arrays)
+        self._evaluations.append((round_, self._evaluator.submit(lambda: evaluate(round_, record))))
+        if self.settings.mode == "sync":
+            self._collect_evaluations()
+
+    def _collect_evaluations(self) -> None:
+        for round_, job in self._evaluations:
+            metrics = job.result()
+            if metrics is not None:
+                self.result.evaluate_metrics_serverapp[round_] = metrics
+        self._evaluations = []
+
+    # ---- ends -----------------------------------------------------------------------
+
+    def _check_alive(self) -> None:
+        waited = self.clock.now() - self._last_seen_nodes
+        if waited > self.timeout:
+            raise FederationError(
+                f"no node has been connected for {waited:.0f} s; start the sites' SuperNodes"
+            )
+        members = self.roster.members
+        if self.dispatcher.pending or not members:
+            return
+        training = [member for member in members if self.hooks.may_train(member.site)]
+        if training and all(m.failures >= self.settings.max_failures for m in training):
+            reasons = "; ".join(f"{m.site}: {m.last_failure}" for m in training[:3])
+            raise FederationError(f"no site returns a usable update ({reasons})")
+
+    def _drain(self) -> None:
+        """Let the last tasks come home, so that no node is left with one in flight."""
+        end = self.clock.now() + self.settings.drain_seconds
+        while self.dispatcher.pending and self.clock.now() < end:
+            for task, message in self.dispatcher.replies():
+                kind = task.kind
+                self.journal.spans.append(
+                    Span(task.member.site, kind, task.sent - self.started, self.elapsed)
+                )
+                self._release(task)
+                if message is not None and not message.has_error() and kind == "train":
+                    try:
+                        self._learn(task.member, self.dialect.read_train(message.content).info)
+                    except AfuicError as error:
+                        log(WARNING, "unusable last reply of %s: %s", task.member.site, error)
+            if self.dispatcher.pending:
+                virtual = self.clock.virtual
+                self.clock.sleep(_VIRTUAL_IDLE_SECONDS if virtual else self.settings.poll_interval)

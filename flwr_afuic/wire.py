@@ -1,0 +1,200 @@
+"""The wire between server and site: every key both sides share, and nothing else.
+
+Tasks ride in the ``train`` and ``evaluate`` configs because a NumPyClient app refuses
+custom message types. Configs and metrics carry scalars only, so lists travel as JSON.
+A client that knows nothing of erasure ignores all of these keys and simply trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, get_args
+from uuid import UUID
+
+from flwr_afuic.errors import ConfigError, WireError
+from flwr_afuic.unlearning.level import ForgetScore
+
+Scalar: TypeAlias = bool | bytes | float | int | str
+Scope = Literal["client", "samples"]
+
+PROTOCOL = 1
+
+TASK = "afuic.task"
+VERSION = "afuic.version"
+SEED = "afuic.seed"
+WANT_DELTA = "afuic.delta"
+REQUEST = "afuic.request"
+SCOPE = "afuic.scope"
+SETTINGS = "afuic.settings"
+EXTRAS = "afuic.extras"
+KNOWN = "afuic.known-requests"
+CLOSED = "afuic.closed-requests"
+
+SITE = "afuic.site"
+CLIENT = "afuic.client"
+KIND = "afuic.kind"
+PENDING = "afuic.pending-requests"
+EVIDENCE = "afuic.evidence"
+STEPS = "afuic.steps"
+FAILURE = "afuic.failure"
+
+TASK_TRAIN = "train"
+TASK_UNLEARN = "unlearn"
+TASK_VERIFY = "verify"
+
+KIND_WEIGHTS = "weights"
+KIND_DELTA = "delta"
+KIND_ERASURE = "erasure"
+
+REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
+
+_MAX_PENDING = 64
+
+
+@dataclass(frozen=True)
+class ErasureNotice:
+    """What a site tells the server of an erasure: never an identifier, never free text.
+
+    Attributes
+    ----------
+    request_id : str
+        UUID, made at the site.
+    scope : {"client", "samples"}
+        All of the site's data (the site leaves) or some of it (the site stays).
+    count : int
+        Number of samples to erase, at least 1.
+    commitment : str
+        Lowercase hex HMAC-SHA256 over the sorted sample ids under a key that stays at
+        the site.
+    reason : str
+        One of ``REASON_CODES``.
+    filed_at : float
+        Seconds since the epoch, by the site's clock.
+    """
+
+    request_id: str
+    scope: Scope
+    count: int
+    commitment: str
+    reason: str
+    filed_at: float
+
+    def __post_init__(self) -> None:
+        try:
+            UUID(str(self.request_id))
+        except ValueError as error:
+            raise WireError(f"request id {self.request_id!r} is not a UUID") from error
+        if self.scope not in get_args(Scope):
+            raise WireError(f"scope is {self.scope!r}; it must be 'client' or 'samples'")
+        if type(self.count) is not int or self.count < 1:
+            raise WireError(f"count is {self.count!r}; an erasure names at least one sample")
+        if not isinstance(self.commitment, str) or len(self.commitment) > 128:
+            raise WireError("commitment must be a hex string of at most 128 characters")
+        if self.reason not in REASON_CODES:
+            raise WireError(
+                f"reason is {self.reason!r}; it travels as a code: {', '.join(REASON_CODES)}"
+            )
+        if isinstance(self.filed_at, bool) or not isinstance(self.filed_at, float | int):
+            raise WireError(f"filed_at is {self.filed_at!r}; it must be seconds since the epoch")
+
+
+def encode_notices(notices: list[ErasureNotice]) -> str:
+    """Serialise erasure notices for a metrics or properties entry."""
+    return json.dumps([asdict(notice) for notice in notices])
+
+
+def decode_notices(text: object) -> list[ErasureNotice]:
+    """Read erasure notices; WireError names what is malformed."""
+    rows = decode_json(text, PENDING)
+    if not isinstance(rows, list) or len(rows) > _MAX_PENDING:
+        raise WireError(f"{PENDING} must be a JSON list of at most {_MAX_PENDING} requests")
+    notices = []
+    for row in rows:
+        try:
+            notices.append(ErasureNotice(**row))
+        except TypeError as error:
+            raise WireError(f"{PENDING} holds a malformed request: {error}") from error
+    return notices
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a site reports of an unlearning: numbers, no data.
+
+    Attributes
+    ----------
+    before, after : ForgetScore
+        The erased data under the snapshot and under the unlearned model.
+    reference : ForgetScore or None
+        The erased data under the proxy-distilled reference, where there is one.
+    holdout : ForgetScore or None
+        The site's held-out data under the snapshot, where it has any.
+    steps : int
+        Optimisation steps taken.
+    stop_reason : str
+        Why it stopped.
+    delta_norm : float
+        Euclidean norm of the delta over trained arrays.
+    """
+
+    before: ForgetScore
+    after: ForgetScore
+    reference: ForgetScore | None
+    holdout: ForgetScore | None
+    steps: int
+    stop_reason: str
+    delta_norm: float
+
+    def to_json(self) -> str:
+        """Serialise for a metrics entry."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: object) -> Evidence:
+        """Read evidence; WireError names what is malformed."""
+        row = decode_json(text, EVIDENCE)
+        if not isinstance(row, dict):
+            raise WireError(f"{EVIDENCE} must be a JSON object, got {type(row).__name__}")
+        try:
+            scores = {
+                key: None if row[key] is None else _score(row[key])
+                for key in ("before", "after", "reference", "holdout")
+            }
+            before, after = scores["before"], scores["after"]
+            if before is None or after is None:
+                raise WireError(f"{EVIDENCE} lacks the scores before and after")
+            return cls(
+                before=before,
+                after=after,
+                reference=scores["reference"],
+                holdout=scores["holdout"],
+                steps=int(row["steps"]),
+                stop_reason=str(row["stop_reason"])[:200],
+                delta_norm=float(row["delta_norm"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise WireError(f"{EVIDENCE} is malformed: {error!r}") from error
+
+
+def _score(row: Mapping[str, Any]) -> ForgetScore:
+    return read_score(row["loss"], row["accuracy"], row["count"])
+
+
+def read_score(loss: object, accuracy: object, count: object) -> ForgetScore:
+    """Build a score from untrusted values; WireError names what is malformed."""
+    try:
+        return ForgetScore(float(loss), float(accuracy), int(count))  # type: ignore[arg-type, call-overload]
+    except (ConfigError, TypeError, ValueError) as error:
+        raise WireError(f"a site's score is malformed: {error}") from error
+
+
+def decode_json(text: object, key: str) -> Any:
+    """Parse a JSON string that came under ``key``."""
+    if not isinstance(text, str):
+        raise WireError(f"{key} must be a JSON string, got {type(text).__name__}")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise WireError(f"{key} is not valid JSON: {error}") from error
