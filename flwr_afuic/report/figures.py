@@ -49,7 +49,7 @@ def figure_test_score(record: RunRecord) -> Figure:
         record,
         "test_accuracy",
         "Test score: does the model stay good for everyone else?",
-        "share of held-out images answered correctly; the axis starts above zero",
+        "share of held-out images answered correctly; the axis is zoomed",
     )
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from flwr_afuic.errors import DataError
+
 _T = TypeVar("_T")
 
 Series = tuple[float | None, ...]
@@ -95,6 +97,8 @@ class Reader:
         return read
 
 
+_SHOWN_PROBLEMS = 5
+
 _NAMES: dict[type, str] = {
     str: "text",
     int: "a whole number",
@@ -102,6 +106,16 @@ _NAMES: dict[type, str] = {
     dict: "an object",
     list: "a list",
 }
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise DataError in one line that names the problems found, if there are any."""
+    if not problems:
+        return
+    rest = len(problems) - _SHOWN_PROBLEMS
+    more = f"; and {rest} more" if rest > 0 else ""
+    listed = "; ".join(problems[:_SHOWN_PROBLEMS])
+    raise DataError(f"run record is damaged: {listed}{more}. Write it again with the run itself.")
 
 
 def shown(value: object) -> str:

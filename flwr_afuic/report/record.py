@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_afuic.errors import DataError
-from flwr_afuic.report.reading import Reader, Series, check_share, number_or_none, shown
+from flwr_afuic.report.reading import Reader, Series, check_share, number_or_none, refuse, shown
 
 METRICS = ("test_accuracy", "forget_accuracy", "backdoor_success", "membership_auc")
 """Scores of a model, each a share from 0 to 1."""
@@ -24,7 +24,6 @@ END = frozenset(
 )
 
 _AXES = ("round", "version", "time")
-_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +141,7 @@ class RunRecord:
             verdicts=tuple(_verdict(item) for item in top.objects("verdicts")),
         )
         _check_sites(record, problems)
-        if problems:
-            rest = len(problems) - _SHOWN_PROBLEMS
-            more = f"; and {rest} more" if rest > 0 else ""
-            raise DataError(
-                "run record is damaged: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more
-                + ". Make it again with the run that wrote it."
-            )
+        refuse(problems)
         return record
 
     @classmethod

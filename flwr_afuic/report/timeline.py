@@ -189,7 +189,8 @@ def _columns(axes: Axes, record: RunRecord, rows: list[str], window: Window) -> 
     if window.request is None:
         return
     began = min(span.start for span in record.spans) if record.spans else window.request
-    stop = min(window.finish if window.finish is not None else window.end, window.end)
+    last = max(span.end for span in [*record.spans, *record.server_spans])
+    stop = min(window.end, last if window.finish is None else window.finish)
     across = axes.get_yaxis_transform()
     for x, word in ((1.065, "before"), (1.175, "during")):
         axes.text(x, -0.62, word, transform=across, ha="center", va="bottom", fontsize=9.5,
