@@ -1,0 +1,179 @@
+"""Local unlearning at the site that erases: bounded by a reference, anchored to the snapshot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flwr_afuic.errors import DataError
+from flwr_afuic.unlearning.inference import (
+    check_set,
+    frozen_statistics,
+    index_batches,
+    predict,
+    score,
+    score_logits,
+)
+from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.objectives import ForgetBatch, kl_divergence
+from flwr_afuic.unlearning.settings import UnlearningSettings
+
+__all__ = ["ForgetScore", "UnlearningOutcome", "UnlearningSettings", "score", "unlearn"]
+
+STOP_BUDGET = "budget"
+STOP_REACHED = "level reached"
+STOP_DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class UnlearningOutcome:
+    """What one local unlearning did.
+
+    Parameters
+    ----------
+    steps : int
+        Gradient steps taken.
+    stop_reason : str
+        ``"budget"``, ``"level reached"`` or ``"diverged"`` (non-finite values; the model is
+        then the snapshot again and must not be merged as an erasure).
+    before, after : ForgetScore
+        Of the snapshot and of the unlearned model on D_f.
+    reference : ForgetScore or None
+        Of the reference on D_f; without a reference, the hold-out score given.
+    delta_norm : float
+        ``||w_u - w_s||``, trained arrays only.
+    """
+
+    steps: int
+    stop_reason: str
+    before: ForgetScore
+    after: ForgetScore
+    reference: ForgetScore | None
+    delta_norm: float
+
+
+def unlearn(
+    model: nn.Module,
+    *,
+    forget_x: Tensor,
+    forget_y: Tensor,
+    anchor_x: Tensor,
+    reference: nn.Module | None,
+    holdout: ForgetScore | None,
+    settings: UnlearningSettings,
+    seed: int,
+) -> UnlearningOutcome:
+    """Unlearn D_f from the snapshot, in place.
+
+    Minimises ``objective(D_f) + anchor_weight * E_A KL(f_{w_s} || f_w)`` over ``w`` from
+    ``w_s``. With the default objective each erased sample's loss is raised to what a model that
+    never saw it would have, and no further.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The snapshot ``w_s``; becomes ``w_u``. Normalisation statistics are used and kept, never
+        updated: they would carry the erased data.
+    forget_x : Tensor, shape (n, c, h, w)
+    forget_y : Tensor, shape (n,), int64
+        The erased data D_f.
+    anchor_x : Tensor, shape (m, c, h, w)
+        Images on which the snapshot's predictions are kept: the proxies, or, where there are
+        none, the site's own kept or held-out images. No labels are needed.
+    reference : nn.Module or None
+        A model that never saw D_f (``distil_reference``).
+    holdout : ForgetScore or None
+        Without a reference: the snapshot's score on data the site held out from training. Its
+        loss is then the level to which the loss on D_f is raised.
+    settings : UnlearningSettings
+    seed : int
+        Of the only generator used; several calls may run in threads.
+
+    Returns
+    -------
+    UnlearningOutcome
+
+    Raises
+    ------
+    DataError
+        If a set is empty or images and labels differ in number.
+    ConfigError
+        If the objective needs a reference or a hold-out score and has none.
+
+    Notes
+    -----
+    Ours (the paper's local loss, arXiv 2604.26809, is not known to us). That the anchor's
+    teacher is the snapshot, not the current model, keeps the delta free of progress that the
+    merge would count twice.
+    """
+    check_set("forget set", forget_x, forget_y)
+    anchored = settings.anchor_weight > 0
+    if anchored and len(anchor_x) == 0:
+        raise DataError("no anchor images; pass proxies or the site's kept images as anchor_x")
+    objective = settings.make_objective()
+    snapshot = copy.deepcopy(model)
+    # The frozen models' outputs do not change: once for all steps, not once a step.
+    forget_teacher = predict(snapshot, forget_x)
+    anchor_teacher = predict(snapshot, anchor_x) if anchored else forget_teacher[:0]
+    level = reference_logits = reference_score = None
+    if reference is not None:
+        reference_logits = predict(reference, forget_x)
+        reference_score = score_logits(reference_logits, forget_y)
+    elif holdout is not None:
+        level, reference_score = holdout.loss, holdout
+    before = score_logits(forget_teacher, forget_y)
+
+    generator = torch.Generator().manual_seed(seed)
+    forget_batches = index_batches(len(forget_x), settings.batch_size, generator)
+    anchor_batches = index_batches(max(1, len(anchor_x)), settings.anchor_batch_size, generator)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=settings.lr, momentum=settings.momentum)
+    taken, reason = 0, STOP_BUDGET
+    with frozen_statistics(model):
+        while taken < settings.steps:
+            i = next(forget_batches)
+            j = next(anchor_batches) if anchored else i[:0]
+            logits = model(torch.cat([forget_x[i], anchor_x[j]]) if anchored else forget_x[i])
+            batch = ForgetBatch(
+                logits=logits[: len(i)],
+                labels=forget_y[i],
+                snapshot=forget_teacher[i],
+                reference=None if reference_logits is None else reference_logits[i],
+                level=level,
+            )
+            loss = objective.loss(batch)
+            if anchored:
+                kept = kl_divergence(anchor_teacher[j], logits[len(i) :])
+                loss = loss + settings.anchor_weight * kept
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(trained, settings.clip)
+            if not bool(torch.isfinite(norm)):
+                model.load_state_dict(snapshot.state_dict())
+                reason = STOP_DIVERGED
+                break
+            optimizer.step()
+            taken += 1
+            if taken % settings.check_every == 0 and objective.reached(
+                score(model, forget_x, forget_y)
+            ):
+                reason = STOP_REACHED
+                break
+    return UnlearningOutcome(
+        steps=taken,
+        stop_reason=reason,
+        before=before,
+        after=score(model, forget_x, forget_y),
+        reference=reference_score,
+        delta_norm=_distance(model, snapshot),
+    )
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    squares = [float((a.detach() - b.detach()).double().pow(2).sum()) for a, b in pairs]
+    return math.sqrt(sum(squares))
