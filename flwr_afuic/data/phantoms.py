@@ -25,7 +25,7 @@ def make_phantoms(
     Two dark lung fields lie in a brighter, noisy body with ribs and a mediastinum. In class
     1 ("opacity") some soft bright blobs lie inside the lungs; class 0 ("clear") has blobs of
     the same kind outside them, so that brightness alone does not tell the classes apart.
-    Blobs are often faint: a small network reaches about .9, not 1.
+    Blobs may be faint: a small network reaches about .9 in a few hundred steps, not 1.
 
     Parameters
     ----------

@@ -42,6 +42,15 @@ def test_brightness_alone_does_not_tell_the_classes_apart() -> None:
     assert best < 0.72
 
 
+def test_opacities_lie_in_the_lungs_of_class_one_and_beside_them_in_class_zero() -> None:
+    data = make_phantoms(0, 2000, 10, 10).train
+    clear, opacity = (data.images[data.labels == label].mean(dim=0)[0] for label in (0, 1))
+    difference = opacity - clear
+    assert float(difference[8:20, 6:10].mean()) > 0.03
+    assert float(difference[8:20, 18:22].mean()) > 0.03
+    assert float(difference[4:24, 13:15].mean()) < -0.03
+
+
 def test_full_set_is_fast() -> None:
     start = time.process_time()
     make_phantoms(0)
