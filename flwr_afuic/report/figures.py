@@ -155,7 +155,10 @@ def _dress(axes: Axes) -> None:
 def _mark_events(axes: Axes, record: RunRecord) -> None:
     """Mark requests with words to the left of their line and merges to the right."""
     low, high = axes.get_xlim()
-    for kinds, word, side, align in ((REQUEST, "request", -5, "right"), (MERGE, "merge", 5, "left")):
+    for kinds, word, side, align in (
+        (REQUEST, "request", -5, "right"),
+        (MERGE, "merge", 5, "left"),
+    ):
         seen: list[float] = []
         for event in record.happened(kinds):
             if event.round is None or not low <= event.round <= high or event.round in seen:

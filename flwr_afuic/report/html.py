@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.report.figures import prepare_folder, write_figures
+from flwr_afuic.report.limits import limits
 from flwr_afuic.report.look import printable
 from flwr_afuic.report.record import METRICS, RunRecord
 from flwr_afuic.report.tables import (
@@ -22,7 +23,7 @@ from flwr_afuic.report.tables import (
     plain,
     sense,
 )
-from flwr_afuic.report.words import limits, outcome
+from flwr_afuic.report.words import outcome
 
 _CAPTIONS = {
     "backdoor": (

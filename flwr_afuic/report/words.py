@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flwr_afuic.report.look import printable
 from flwr_afuic.report.record import MERGE, REQUEST, RunRecord, Verdict
-from flwr_afuic.report.tables import METRIC_NAMES, MetricSense, number, sense
+from flwr_afuic.report.tables import MetricSense, number, sense
 
 SILENT_FAILURE = 0.05
 """Backdoor success above retraining's from which a completed request is a silent failure."""
@@ -42,8 +42,9 @@ _STATES: dict[str, tuple[str, str]] = {
 class Outcome:
     """The headline of a report, the tone it is set in, and four questions with answers.
 
-    ``tone`` is ``"good"``, ``"warn"``, ``"bad"`` or ``"open"``; ``mark`` says the same in a
-    word, so that colour is never the only carrier.
+    An answer's lines are a first sentence and the facts behind it. ``tone`` is ``"good"``,
+    ``"warn"``, ``"bad"`` or ``"open"``; ``mark`` says the same in a word, so that colour is
+    never the only carrier.
     """
 
     tone: str
@@ -60,7 +61,7 @@ def outcome(record: RunRecord) -> Outcome:
     answers = (
         ("What was asked", _asked(record)),
         ("What happened", _happened(record)),
-        ("Does the measurement say it is gone?", _gone(record)),
+        ("Does the measurement say it is gone?", _gone(record, tone)),
         ("Did it come back?", _back(record)),
     )
     return Outcome(tone, marks[tone], printable(headline), answers, tuple(not_met(record)))
@@ -76,7 +77,9 @@ def not_met(record: RunRecord) -> list[str]:
             f"(more than {SILENT_FAILURE:g} makes a completed request a silent failure)"
         )
     for event in record.happened({"not-met", "failed", "refused", "held"}):
-        lines.append(f"{event.kind.replace('-', ' ')}: {printable(event.text) or 'no reason given'}")
+        lines.append(
+            f"{event.kind.replace('-', ' ')}: {printable(event.text) or 'no reason given'}"
+        )
     return lines
 
 
@@ -102,7 +105,10 @@ def _headline(record: RunRecord) -> tuple[str, str]:
         return tone, words.replace("{site}", site)
     missed = [verdict for verdict in record.verdicts if not verdict.met]
     if silent_failure(record) is not None:
-        return "bad", f"The erasure of {site} was called completed, but its influence is still there."
+        return (
+            "bad",
+            f"The erasure of {site} was called completed, but its influence is still there.",
+        )
     if missed:
         count = f"{len(missed)} of {len(record.verdicts)} bounds are not met"
         return "warn", f"The erasure of {site} was completed, but {count}."
@@ -159,17 +165,21 @@ def _state_words(record: RunRecord) -> str:
     return f"The state of the request is: {state}."
 
 
-def _gone(record: RunRecord) -> str:
-    parts: list[str] = []
-    if record.state != "completed":
-        parts.append("No claim is made, since the request is not completed. What was measured:")
-    facts = [part for part in (_backdoor(record), *_other_scores(record)) if part]
+def _gone(record: RunRecord, tone: str) -> str:
+    facts = [fact for fact in (_backdoor(record), *_other_scores(record)) if fact]
     if not facts:
         return "It was not measured in this run."
-    checked = [verdict for verdict in record.verdicts if verdict.met]
-    if record.verdicts:
-        facts.append(f"{len(checked)} of {len(record.verdicts)} bounds hold.")
-    return " ".join([*parts, *facts])
+    met = sum(verdict.met for verdict in record.verdicts)
+    tally = f"{met} of {len(record.verdicts)} bounds hold." if record.verdicts else ""
+    if record.state != "completed":
+        lead = f"No claim is made, since the request is not completed. Measured: {tally}"
+    elif tone == "good":
+        lead = f"Yes, as far as it was measured: {tally}"
+    elif silent_failure(record) is not None:
+        lead = f"No: its influence is measurable. {tally}"
+    else:
+        lead = f"Not in every respect: {tally}" if tally else "No bound was checked. Measured:"
+    return "\n".join([lead.strip(), *facts])
 
 
 def _backdoor(record: RunRecord) -> str:
@@ -234,11 +244,15 @@ def _back(record: RunRecord) -> str:
         words += f" Had the other sites only trained on, it would be {percent(without)} at the end."
     if record.state != "completed":
         return f"No claim is made, since the request is not completed. {words}"
+    if silent_failure(record) is not None:
+        return f"It was never gone: its influence is measurable at the end. {words}"
     judged = [v for v in record.verdicts if "resurfac" in v.name.lower()]
     if not judged:
         return f"No bound was checked. {words}"
     holds = all(verdict.met for verdict in judged)
-    return ("No. " if holds else "It is not shown that it stayed away: a bound is not met. ") + words
+    return (
+        "No. " if holds else "It is not shown that it stayed away: a bound is not met. "
+    ) + words
 
 
 def _rounds_after(record: RunRecord) -> int:
@@ -247,40 +261,3 @@ def _rounds_after(record: RunRecord) -> int:
     if not merges or curve is None:
         return 0
     return sum(at > merges[-1] for at in curve.points("backdoor_success")[0])
-
-
-def cannot_tell(record: RunRecord) -> list[str]:
-    """Return the metrics on which the original model is as near to retraining as the floor."""
-    return [METRIC_NAMES[item.metric] for item in sense(record) if item.tells is False]
-
-
-def limits(record: RunRecord) -> list[str]:
-    """Return what this report does not show."""
-    lines = [
-        "This is empirical evidence, not a guarantee: a different test might still find a trace.",
-        "The reference that bounded the unlearning was distilled from a model that had learned "
-        "the erased data. It is a yardstick, not a proof.",
-        "The scores on the erased data come from the site itself: verification rests on its word.",
-        "Copies at sites, released models, backups and the databases and temporary files of the "
-        "runtime are out of reach of this erasure.",
-        f"One run with one seed ({record.seed}): differences smaller than the retrain-to-retrain "
-        "floor mean nothing.",
-        "This page is not the signed certificate, and it is not legal advice.",
-    ]
-    blunt = cannot_tell(record)
-    if blunt:
-        verb = "does" if len(blunt) == 1 else "do"
-        lines.insert(
-            1,
-            f"{', '.join(blunt)} {verb} not differ between the original and a retrained model by "
-            "more than the floor, and so cannot show that anything was erased here.",
-        )
-    if record.scenario == "backdoor":
-        lines.insert(
-            1,
-            "The planted trigger is a probe for the influence of the whole site; it does not "
-            "follow the trace of any single patient.",
-        )
-    if record.synthetic:
-        lines.insert(0, "The images were generated: nothing here was measured on real patients.")
-    return lines

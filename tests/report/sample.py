@@ -10,13 +10,15 @@ import numpy as np
 SITES = ["site-0", "site-1", "site-2", "site-3", "site-4", "site-5"]
 ROUNDS, REQUEST, MERGE = 50, 18, 20
 SECONDS = 2.0
+MERGED = ("completed", "completed-unverified")
 
 
 def sample_record(*, state: str = "completed") -> dict[str, Any]:
     """Return a ``record.json`` of a backdoored site; merged unless ``state`` says otherwise."""
     rng = np.random.default_rng(7)
     spans, server_spans = _spans(rng, state)
-    merged = state in ("completed", "not-met", "completed-unverified")
+    merged = state in MERGED
+    forget = 0.861 if merged else 0.921
     models = _models(merged)
     return {
         "dataset": "pneumoniamnist", "synthetic": False, "engine": "simulation", "seed": 0,
@@ -26,9 +28,9 @@ def sample_record(*, state: str = "completed") -> dict[str, Any]:
         "versions": {"flwr-afuic": "0.1.0", "flwr": "1.42.0", "torch": "2.13.0",
                      "monai": "1.5.0", "python": "3.11.2"},
         "data": {"source": "MedMNIST v2, https://medmnist.com", "licence": "CC BY 4.0"},
-        "sites": SITES, "target": "site-0",
+        "sites": list(SITES), "target": "site-0",
         "curves": _curves(rng, merged),
-        "events": _events(state, merged),
+        "events": _events(state, merged, forget),
         "spans": spans, "server_spans": server_spans,
         "summary": {
             "models": models,
@@ -37,7 +39,7 @@ def sample_record(*, state: str = "completed") -> dict[str, Any]:
             "retained_throughput": 0.98, "lost_progress": 0.0,
             "time_to_forget_seconds": 6.3 if merged else None,
             "erasure": {"request_id": "8c1f0a52-77f3", "state": state, "scope": "client",
-                        "reason": "withdrawn-consent", "forget_accuracy": 0.861,
+                        "reason": "withdrawn-consent", "forget_accuracy": forget,
                         "forget_accuracy_allowed": 0.872, "attempts": 1},
             "figures": {"pneumoniamnist/backdoor/afuic/average_gap": 0.006},
         },
@@ -114,7 +116,7 @@ def _verdicts(state: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _events(state: str, merged: bool) -> list[dict[str, Any]]:
+def _events(state: str, merged: bool, forget: float) -> list[dict[str, Any]]:
     def event(second: float, kind: str, text: str, site: str = "site-0") -> dict[str, Any]:
         rounds = math.floor(second / SECONDS)
         return {"time": second, "round": rounds, "kind": kind, "site": site, "text": text}
@@ -133,7 +135,7 @@ def _events(state: str, merged: bool) -> list[dict[str, Any]]:
             event(47.4, "verified", "round 3 of 5: forget accuracy 0.855, allowed 0.872"),
         ]
     if state not in ("dispatched",):
-        events.append(event(51.2, state, "forget accuracy 0.861, allowed 0.872"))
+        events.append(event(51.2, state, f"forget accuracy {forget}, allowed 0.872"))
     return events
 
 
@@ -150,11 +152,9 @@ def _spans(rng: np.random.Generator, state: str) -> tuple[list[dict[str, Any]], 
             spans.append({"site": site, "kind": kind, "start": clock, "end": min(end, stop)})
             clock = end + float(rng.uniform(0.02, 0.06))
     spans.append({"site": "site-0", "kind": "unlearn", "start": 38.2, "end": 40.5})
-    if state != "dispatched":
+    if state in MERGED:
         for start in (42.9, 44.8, 47.1, 49.0, 50.9):
             spans.append({"site": "site-0", "kind": "verify", "start": start, "end": start + 0.3})
-    server = [{"kind": "reference", "start": 36.5, "end": 38.05}]
-    server += [
-        {"kind": "invariance", "start": s, "end": s + 0.55} for s in np.arange(41.0, 100, 2.0)
-    ]
-    return spans, [{**s, "start": float(s["start"]), "end": float(s["end"])} for s in server]
+    server = [("reference", 36.5, 38.05)]
+    server += [("invariance", float(s), float(s) + 0.55) for s in np.arange(41.0, 100, 2.0)]
+    return spans, [{"kind": kind, "start": start, "end": end} for kind, start, end in server]
