@@ -104,9 +104,9 @@ def figure_timeline(record: RunRecord) -> Figure:
     axes = figure.add_axes((0.15, 0.75 / tall, 0.665, _ROW * (len(rows) + 1) / tall))
     axes.set_xlim(window.start, window.end)
     axes.set_ylim(len(rows) + 0.5, -0.5)
-    _draw_row(axes, 0, shorten(record.target, 17), window.clip(_of(record, record.target)), True)
+    _draw_row(axes, 0, shorten(record.target, 14), window.clip(_of(record, record.target)), True)
     for row, site in enumerate(rows[1:], start=1):
-        _draw_row(axes, row, shorten(site, 17), window.clip(_of(record, site)), False)
+        _draw_row(axes, row, shorten(site, 14), window.clip(_of(record, site)), False)
     _draw_row(axes, len(rows), "server", window.clip(record.server_spans), False)
     _mark(axes, window)
     _columns(axes, record, rows, window)
