@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -79,7 +79,7 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
             failures.append(error)
             raise
 
-    backend = {
+    backend: Any = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
     }

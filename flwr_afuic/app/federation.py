@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_afuic.app.settings import AppSettings
@@ -16,6 +17,8 @@ from flwr_afuic.data.partitions import partition
 from flwr_afuic.data.probes import Trigger, backdoor, backdoor_test_images, mislabel
 from flwr_afuic.data.sources import load_dataset
 from flwr_afuic.seeds import derive_seed
+
+Rows = NDArray[np.int64]
 
 _TARGET_SHARE = (0.12, 0.35)
 _BACKDOOR_LABEL = 0
@@ -82,7 +85,7 @@ def build_federation(settings: AppSettings) -> FederationData:
         triggered = backdoor_test_images(dataset.test, trigger, _BACKDOOR_LABEL)
     elif settings.scenario == "mislabel":
         before = sites[0].labels
-        sites[0] = mislabel(
+        sites[0], _ = mislabel(
             sites[0],
             settings.poison_fraction,
             dataset.num_classes,
@@ -94,7 +97,7 @@ def build_federation(settings: AppSettings) -> FederationData:
     return FederationData(dataset, tuple(sites), forget, proxies, tuning, triggered)
 
 
-def _forgotten(settings: AppSettings, held: int, planted: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _forgotten(settings: AppSettings, held: int, planted: Rows) -> Rows:
     """Choose rows of the target to erase: all, or a share with planted rows first."""
     if settings.scope == "client":
         return np.arange(held)

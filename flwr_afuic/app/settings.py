@@ -78,7 +78,7 @@ class AppSettings:
     merge: str = "delta"
     lock: bool = True
     prediction_invariance: bool = True
-    phi: str = "augmentation"
+    phi: str = "monai"
     objective: str = "reference-bounded"
     straggler: float = 1.0
 

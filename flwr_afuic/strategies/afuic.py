@@ -15,6 +15,7 @@ from flwr_afuic.calibration.invariance import InvarianceSettings
 from flwr_afuic.calibration.transforms import Phi, make_phi
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook
 from flwr_afuic.errors import ConfigError
+from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
 from flwr_afuic.strategies.erasures import ErasureHooks, MergeFacts
 from flwr_afuic.strategies.run import RunHooks
@@ -53,7 +54,7 @@ class AFUIC(AsyncStrategy):
     prediction_invariance : bool
         KL consistency under ``phi`` on the proxies after each merge (the paper's Eq. 4).
     phi : str or Phi
-        Transformation of prediction invariance: ``"augmentation"`` (MONAI), ``"identity"``
+        Transformation of prediction invariance: ``"monai"`` (random augmentations), ``"identity"``
         (a control that does nothing), or any callable of that interface.
     unlearning : UnlearningSettings
         Local unlearning at the site; the default objective is reference-bounded (ours).
@@ -98,7 +99,7 @@ class AFUIC(AsyncStrategy):
         merge: MergeRule = "delta",
         lock: bool = True,
         prediction_invariance: bool = True,
-        phi: str | Phi = "augmentation",
+        phi: str | Phi = "monai",
         unlearning: UnlearningSettings | None = None,
         distillation: DistillationSettings | None = None,
         invariance: InvarianceSettings | None = None,
@@ -147,12 +148,14 @@ class AFUIC(AsyncStrategy):
         self.virtual_invariance_seconds = virtual_invariance_seconds
         self.book = RequestBook()
         self.merges: list[MergeFacts] = []
+        self.base_models: dict[int, Arrays] = {}
         self._hooks: ErasureHooks | None = None
 
     def make_hooks(self) -> RunHooks:
         """Return the erasure steps for a new run, with an empty book."""
         self.book = RequestBook()
         self.merges = []
+        self.base_models = {}
         self._hooks = ErasureHooks(self, self.book)
         return self._hooks
 

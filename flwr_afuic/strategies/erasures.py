@@ -127,6 +127,7 @@ class ErasureHooks(RunHooks):
         run = self.run
         record.attempts += 1
         record.base_version = run.version
+        self.settings.base_models.setdefault(run.version, run.arrays)
         record.verified_rounds = 0
         self._attempts[record.request_id] = _Attempt(
             run.version, run.arrays, self._distil(record), run.clock.now()
