@@ -40,8 +40,11 @@ class AsyncStrategy(Strategy):
         Whether merges wait for everybody.
     buffer_size : int
         Updates per version, at least 1 (``mode="async"``).
-    server_lr : float
-        Factor on each merged step, in (0, 10].
+    server_lr : float, optional
+        Factor on each merged step, in (0, 10]. By default 1 with ``mode="sync"``, as in
+        FedAvg, and 0.5 with ``mode="async"``: a version made of some sites only jumps towards
+        their data, and half the step both calms the model and lets it learn better on sites
+        that differ (FedBuff's server learning rate plays the same part).
     staleness : {"polynomial", "constant", "hinge"}
         Weight of stale updates, see :func:`~flwr_afuic.federation.staleness.staleness_weight`.
     staleness_a, staleness_b : float
@@ -94,7 +97,7 @@ class AsyncStrategy(Strategy):
         *,
         mode: Mode = "async",
         buffer_size: int = 4,
-        server_lr: float = 1.0,
+        server_lr: float | None = None,
         staleness: StalenessRule = "polynomial",
         staleness_a: float = 0.5,
         staleness_b: float = 4.0,
@@ -117,7 +120,7 @@ class AsyncStrategy(Strategy):
     ) -> None:
         self.mode = mode
         self.buffer_size = buffer_size
-        self.server_lr = server_lr
+        self.server_lr = (0.5 if mode == "async" else 1.0) if server_lr is None else server_lr
         self.staleness = staleness
         self.staleness_a = staleness_a
         self.staleness_b = staleness_b
