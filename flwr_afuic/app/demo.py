@@ -20,7 +20,7 @@ from flwr_afuic.app.local import SpeedModel
 from flwr_afuic.app.scoring import Scorer
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.app.summary import run_record, summarise
-from flwr_afuic.errors import FederationError
+from flwr_afuic.errors import ConfigError, FederationError
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,7 +78,23 @@ def run_demo(
 
 def write_demo(result: DemoResult, out: Path) -> None:
     """Write ``summary.json`` and ``record.json``; floats keep every digit."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in (("summary", result.summary), ("record", result.record)):
-        text = json.dumps(content, indent=2, allow_nan=False, default=str)
-        (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_json(out / "summary.json", result.summary)
+    write_json(out / "record.json", result.record)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object under a temporary name first, so that no half file is ever read.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be written.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, default=str) + "\n"
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name another folder") from error

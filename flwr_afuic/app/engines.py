@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from flwr_afuic.app.local import LocalGrid, SpeedModel
 from flwr_afuic.app.server_app import make_server_app
 from flwr_afuic.app.settings import Engine
-from flwr_afuic.errors import ConfigError
+from flwr_afuic.errors import ConfigError, FederationError
+
+_MOST_ACTORS = 8
 
 
 def run_engine(
@@ -62,32 +68,102 @@ def run_engine(
 
 
 def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -> None:
+    """Run on Ray, one actor per site, so that every site works at once as hospitals do.
+
+    Ray's CPUs are tokens for its scheduler, not cores: a token per actor gives each site its
+    own process on any machine, and one thread each.
+    """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
             "the simulation engine needs Ray: pip install 'flwr-afuic[simulation]', or use "
             "--engine local"
         )
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(name, "0")
     from flwr.simulation import run_simulation
 
     failures: list[BaseException] = []
+    ended = threading.Event()
 
     def guarded(grid: Grid) -> None:
         try:
-            main(grid)
+            main(_EndingGrid(grid, ended))
         except BaseException as error:
             failures.append(error)
             raise
 
+    actors = min(sites, max(_MOST_ACTORS, os.cpu_count() or 1))
     backend: Any = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
+        "init_args": {
+            "num_cpus": actors,
+            "include_dashboard": False,
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+        },
     }
     try:
         run_simulation(
             make_server_app(guarded), client_app, num_supernodes=sites, backend_config=backend
         )
     except Exception:
-        if failures:
+        if failures and not isinstance(failures[0], _SimulationEnded):
             raise failures[0] from None
         raise
+    finally:
+        ended.set()
+
+
+class _SimulationEnded(FederationError):
+    """Flower's simulation runtime is gone, so no reply will ever come."""
+
+
+class _EndingGrid(Grid):
+    """A grid that refuses service once the simulation runtime has ended.
+
+    Flower runs the server in a thread of its own, which would otherwise wait for replies, and
+    keep the process alive, long after Ray failed to start or the user pressed Ctrl-C.
+    """
+
+    def __init__(self, grid: Grid, ended: threading.Event) -> None:
+        self._grid = grid
+        self._ended = ended
+
+    def _inner(self) -> Grid:
+        if self._ended.is_set():
+            raise _SimulationEnded("the simulation runtime ended before the run; see the log above")
+        return self._grid
+
+    def set_run(self, run: Run) -> None:
+        self._inner().set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._inner().run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._inner().create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._inner().get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self._inner().get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._inner().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._inner().pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._inner().send_and_receive(messages, timeout=timeout)

@@ -99,6 +99,28 @@ def load_dataset(
     raise _unknown(name_or_path)
 
 
+def locate(name: str, data_dir: str | Path | None = None, *, download: bool = True) -> Path:
+    """Return the file of a named set, fetched where it is missing; its content is not checked.
+
+    Parameters
+    ----------
+    name : str
+        A name of ``known_names()`` other than ``phantoms``.
+    data_dir : str or pathlib.Path, optional
+        See ``resolve_data_dir``.
+    download : bool
+        Whether a missing set may be fetched from its official address.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown, or the set is missing and cannot be fetched.
+    """
+    if name not in NAMED_SETS:
+        raise _unknown(name)
+    return _locate(NAMED_SETS[name], data_dir, download)
+
+
 def _recognise(path: Path) -> NamedSet | None:
     """Know an official file by its MD5, whatever its name: class names and licence follow."""
     found = file_md5(path)

@@ -1,0 +1,133 @@
+"""``flwr-afuic bench``: experiments that print the tables of the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flwr_afuic.app.settings import AppSettings
+from flwr_afuic.cli import options
+from flwr_afuic.errors import ConfigError
+
+app = typer.Typer(help="Experiments that print the documentation's tables.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Experiments that print the documentation's tables."""
+
+
+@app.command("figures")
+def figures(
+    datasets: Annotated[
+        str, typer.Option(help="Data sets, with commas between.")
+    ] = "pneumoniamnist",
+    planted: Annotated[
+        int, typer.Option(help="Seeds 0, 1, 2, ... are run until so many planted their backdoor.")
+    ] = 3,
+    seeds: Annotated[
+        str | None, typer.Option(help="Exactly these seeds instead, such as 0-9 or 1,4.")
+    ] = None,
+    silent_failures: Annotated[
+        bool, typer.Option("--silent-failures", help="Also one row per seed: what was claimed.")
+    ] = False,
+    pairs: options.Settings = None,
+    engine: options.Engine = "virtual",
+    workers: Annotated[int, typer.Option(help="Runs at once, each in its own process.")] = 2,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of finished runs, which are kept.")] = Path(
+        "runs/figures"
+    ),
+    json_file: options.JsonFile = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Fill the marked table of this Markdown file.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat finished runs.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run the demo's pipeline for several seeds and judge the mean of its figures.
+
+    Example: flwr-afuic bench figures --datasets pneumoniamnist,pbc28 --planted 3 --workers 2
+    """
+    from flwr_afuic.app.demo import write_json
+    from flwr_afuic.bench import figures as tables
+    from flwr_afuic.bench.runs import Plan, Runner
+
+    options.use_data_dir(data_dir)
+    if planted < 1:
+        raise ConfigError(f"--planted is {planted}; it must be at least 1")
+    wanted = read_seeds(seeds) if seeds is not None else ()
+    values = options.read_pairs(pairs or [])
+    plans = [
+        Plan(
+            AppSettings.from_mapping({**values, "dataset": name}),
+            None if wanted else planted,
+            wanted,
+        )
+        for name in _names(datasets)
+    ]
+
+    def told(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    runner = Runner(out, engine=engine, workers=workers, fresh=fresh, told=told)
+    outcomes = runner.run(plans)
+    text = tables.markdown(outcomes)
+    typer.echo(text)
+    if silent_failures:
+        for outcome in outcomes:
+            typer.echo(tables.silent_failures(outcome))
+    if json_file is not None:
+        write_json(json_file, _content(outcomes))
+    errors = [error for outcome in outcomes for error in outcome.errors.values()]
+    if errors:
+        raise errors[0]
+    if markdown is not None:
+        tables.fill(markdown, text)
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds such as ``0-9`` or ``1,4,7-8``, without repeats."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, mark, last = part.strip().partition("-")
+        try:
+            numbers = range(int(first), int(last if mark else first) + 1)
+        except ValueError as error:
+            raise ConfigError(f"--seeds {text!r}: write them like 0-9 or 1,4,7") from error
+        if not numbers:
+            raise ConfigError(f"--seeds {text!r}: {part.strip()!r} is empty; write it like 0-9")
+        found += [number for number in numbers if number not in found]
+    return tuple(found)
+
+
+def _names(datasets: str) -> list[str]:
+    names = [name.strip() for name in datasets.split(",") if name.strip()]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"--datasets {datasets!r}: name each data set once, commas between")
+    return names
+
+
+def _content(outcomes: list[Any]) -> dict[str, Any]:
+    """Build the JSON file: flat figures, and what they were made with."""
+    from flwr_afuic.app.summary import versions
+    from flwr_afuic.bench import figures as tables
+
+    return {
+        "figures": tables.flat_figures(outcomes),
+        "verdicts": {
+            o.plan.settings.dataset: [v.to_dict() for v in tables.verdicts(o)] for o in outcomes
+        },
+        "settings": {
+            o.plan.settings.dataset: {
+                k: v for k, v in vars(o.plan.settings).items() if k not in ("seed", "data_dir")
+            }
+            for o in outcomes
+        },
+        "seeds": {o.plan.settings.dataset: sorted(o.counted) for o in outcomes},
+        "left_out": {o.plan.settings.dataset: sorted(o.left_out) for o in outcomes},
+        "versions": versions(),
+    }
