@@ -103,6 +103,8 @@ class LocalGrid(Grid):
     ) -> None:
         if num_nodes < 1:
             raise ConfigError(f"num_nodes is {num_nodes}; it must be at least 1")
+        if names is not None and len(names) != num_nodes:
+            raise ConfigError(f"{len(names)} names for {num_nodes} nodes; give one for each")
         # Building a Message outside a Flower run needs an identity to send from.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, 1, 1
         self._app = client_app
@@ -162,6 +164,7 @@ class LocalGrid(Grid):
         for message in messages:
             message_id = f"local-{next(self._ids)}"
             message.metadata.__dict__["_message_id"] = message_id
+            message.content = _own_copy(message.content)
             node = message.metadata.dst_node_id
             if node not in self._contexts:
                 raise ConfigError(f"no node {node}; this grid has {sorted(self._contexts)}")
@@ -196,7 +199,7 @@ class LocalGrid(Grid):
                 for reply in self.pull_messages([message_id]):
                     replies[message_id] = reply
             if len(replies) < len(ids):
-                self.clock.sleep(60.0)
+                self.clock.sleep(min(60.0, limit - self.clock.now()))
         return [replies[message_id] for message_id in ids if message_id in replies]
 
     def close(self) -> None:
@@ -232,6 +235,13 @@ def run_local(
     finally:
         grid.close()
     return grid
+
+
+def _own_copy(content: RecordDict) -> RecordDict:
+    """Copy the records, as a wire would: a client may empty its own, not the server's."""
+    return RecordDict(
+        {key: type(record)(dict(record)) for key, record in content.items()}  # type: ignore[arg-type]
+    )
 
 
 def _steps(content: RecordDict) -> int | None:

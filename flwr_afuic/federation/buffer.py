@@ -1,14 +1,16 @@
 """The buffer of accepted updates between two versions of the global model.
 
 Updates are folded into one accumulator as they come, so that memory does not grow with
-the number of clients. Sums are kept in compensated (two-float64) arithmetic: the merged
-model does not depend on the order of arrival, and one site's updates can be taken out
-again exactly, which an erasure request needs. What is needed to take them out waits in a
-private folder on disk, not in memory.
+the number of clients. Sums are kept in compensated (two-float64) arithmetic, so that the
+merged model does not depend on the order of arrival (exact while the terms of one entry
+span less than 106 bits, which the screen's norm bound ensures in practice). One site's
+updates can be taken out again without a trace, which an erasure request needs: the others
+are summed anew. What that takes waits in a private folder on disk, not in memory.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,16 +131,16 @@ class UpdateBuffer:
         if self._folder is None:
             raise RuntimeError("this buffer does not keep what withdraw() needs")
         leaving = [entry for entry in self._entries if entry.site == site]
+        if not leaving:
+            return 0
+        staying = [entry for entry in self._entries if entry.site != site]
+        self._reset()
+        for entry in staying:
+            # Summed anew: subtracting would leave the rounding of an outsized update behind.
+            self._fold(self._stored(entry), entry.examples * entry.factor)
+        self._entries = staying
         for entry in leaving:
-            if entry.path is None:
-                raise RuntimeError(f"no stored update for site {site}")
-            with np.load(entry.path, allow_pickle=False) as stored:
-                arrays = [stored[key] for key in stored.files]
-            self._fold(arrays, -entry.examples * entry.factor)
-            entry.path.unlink()
-            self._entries.remove(entry)
-        if not self._entries:
-            self._reset()
+            self._stored_path(entry).unlink()
         return len(leaving)
 
     def merge(self, current: Arrays, *, server_lr: float = 1.0) -> Arrays:
@@ -161,7 +163,7 @@ class UpdateBuffer:
         if not self._entries:
             raise ValueError("the buffer is empty; there is nothing to merge")
         examples = float(sum(entry.examples for entry in self._entries))
-        weight = float(np.sum([entry.examples * entry.factor for entry in self._entries]))
+        weight = math.fsum(entry.examples * entry.factor for entry in self._entries)
         share = min(1.0, server_lr) * weight / examples
         merged: Arrays = []
         for spec, total, array in zip(self._layout.specs, self._sums, current, strict=True):
@@ -183,6 +185,16 @@ class UpdateBuffer:
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
         self._reset()
+
+    @staticmethod
+    def _stored_path(entry: _Entry) -> Path:
+        if entry.path is None:
+            raise RuntimeError(f"no stored update for site {entry.site}")
+        return entry.path
+
+    def _stored(self, entry: _Entry) -> Arrays:
+        with np.load(self._stored_path(entry), allow_pickle=False) as stored:
+            return [stored[key] for key in stored.files]
 
     def _fold(self, arrays: Arrays, factor: float) -> None:
         for total, array in zip(self._sums, arrays, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,12 @@ class Layout:
             Overrides of what names and dtypes suggest.
         """
         known = dict(kinds or {})
+        for name, kind in known.items():
+            if kind not in get_args(ArrayKind):
+                raise LayoutError(
+                    f"array_kinds calls '{name}' {kind!r}; use one of "
+                    f"{', '.join(get_args(ArrayKind))}"
+                )
         specs = [
             ArraySpec(
                 name=name,
@@ -129,7 +135,7 @@ class Layout:
                 found.append(f"'{spec.name}' has shape {tuple(array.shape)}, not {spec.shape}")
             elif str(array.dtype) != spec.dtype:
                 found.append(f"'{spec.name}' has dtype {array.dtype}, not {spec.dtype}")
-            elif spec.kind != "counter" and not bool(np.isfinite(array).all()):
+            elif array.dtype.kind in "fc" and not bool(np.isfinite(array).all()):
                 found.append(f"'{spec.name}' holds NaN or infinity")
         return found
 

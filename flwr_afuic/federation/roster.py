@@ -89,7 +89,8 @@ class Roster:
 
     def of_site(self, site: str) -> Member | None:
         """Return the member of a site, the connected and newest one where there are several."""
-        found = [member for member in self._members.values() if member.site == site]
+        newest_first = reversed(self._members.values())
+        found = [member for member in newest_first if member.site == site]
         return max(found, key=lambda member: member.connected, default=None)
 
     def identify(self, member: Member, claimed: str) -> None:

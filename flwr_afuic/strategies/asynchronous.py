@@ -18,6 +18,7 @@ from flwr_afuic.federation.buffer import Update, UpdateBuffer
 from flwr_afuic.federation.journal import Journal, VersionEntry
 from flwr_afuic.federation.layout import ArrayKind, Arrays, Layout
 from flwr_afuic.federation.staleness import StalenessRule, staleness_weight
+from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
 from flwr_afuic.strategies.run import EvaluateFn, FederationRun, RunHooks
 
@@ -268,8 +269,7 @@ class AsyncStrategy(Strategy):
         current = from_record(self._global)
         layout = Layout.of(self._global.keys(), current, self.array_kinds)
         buffer = UpdateBuffer(layout)
-        sums: dict[str, float] = {}
-        total = 0
+        averages = MetricAverages()
         for message in replies:
             try:
                 if message.has_error():
@@ -282,13 +282,11 @@ class AsyncStrategy(Strategy):
                 continue
             update = layout.update_between(reply.arrays, current)
             buffer.add(Update("", server_round, reply.examples, update), 1.0)
-            total += reply.examples
-            for key, value in reply.metrics.items():
-                sums[key] = sums.get(key, 0.0) + value * reply.examples
-        if not total:
+            averages.add(reply.metrics, reply.examples)
+        if not averages:
             return None, None
         merged = to_record(layout.names, buffer.merge(current, server_lr=self.server_lr))
-        return merged, MetricRecord({key: value / total for key, value in sums.items()})
+        return merged, averages.record()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -307,17 +305,15 @@ class AsyncStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Average one round's evaluation metrics by number of examples."""
-        sums: dict[str, float] = {}
-        total = 0
+        averages = MetricAverages()
         for message in replies:
-            if message.has_error():
-                continue
             try:
+                if message.has_error():
+                    raise WireError(f"error {message.error.code}: {message.error.reason}")
                 reply = dialect_named(self.dialect).read_evaluate(message.content)
             except WireError as error:
                 log(INFO, "evaluation left out: %s", error)
                 continue
-            total += reply.examples
-            for key, value in {"loss": reply.loss, **reply.metrics}.items():
-                sums[key] = sums.get(key, 0.0) + value * reply.examples
-        return MetricRecord({k: v / total for k, v in sums.items()}) if total else None
+            if reply.examples > 0:
+                averages.add(reply.all_metrics, reply.examples)
+        return averages.record() if averages else None

@@ -19,7 +19,8 @@ from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError, WireError
 from flwr_afuic.federation.layout import Arrays
 
-_DECODING_ERRORS = (ValueError, TypeError, KeyError, EOFError, OSError, AttributeError)
+# More than any site can hold; beyond it, products and sums of weights lose exactness.
+_MOST_EXAMPLES = 2**53
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class EvaluateReply:
     metrics: dict[str, float]
     info: dict[str, Any]
 
+    @property
+    def all_metrics(self) -> dict[str, float]:
+        """The metrics, with the loss under ``loss`` where there is one."""
+        return self.metrics if np.isnan(self.loss) else {"loss": self.loss, **self.metrics}
+
 
 def to_record(names: list[str], arrays: Arrays) -> ArrayRecord:
     """Pack arrays under their names."""
@@ -52,9 +58,13 @@ def to_record(names: list[str], arrays: Arrays) -> ArrayRecord:
 def from_record(record: ArrayRecord) -> Arrays:
     """Unpack every array, in order; WireError on undecodable bytes."""
     try:
-        return [np.asarray(array.numpy()) for array in record.values()]
-    except _DECODING_ERRORS as error:
+        decoded = [array.numpy() for array in record.values()]
+    except Exception as error:
+        # Hostile bytes make NumPy's readers raise all sorts, and none may end the run.
         raise WireError(f"an array of the reply cannot be decoded: {error}") from error
+    if not all(isinstance(array, np.ndarray) for array in decoded):
+        raise WireError("an array of the reply is an archive, not one array")
+    return decoded
 
 
 class Dialect(ABC):
@@ -99,9 +109,8 @@ class NumPyDialect(Dialect):
     ) -> RecordDict:
         """See :meth:`Dialect.train`."""
         entries = dict(config)
-        record = arrays
+        record = _numbered(arrays)
         if extras:
-            record = ArrayRecord(dict(arrays.items()))
             for group, members in extras.items():
                 for index, array in enumerate(members):
                     record[f"{group}/{index}"] = Array(np.asarray(array, order="C"))
@@ -112,7 +121,7 @@ class NumPyDialect(Dialect):
         """See :meth:`Dialect.evaluate`."""
         return RecordDict(
             {
-                "evaluateins.parameters": arrays,
+                "evaluateins.parameters": _numbered(arrays),
                 "evaluateins.config": ConfigRecord(dict(config)),
             }
         )
@@ -211,6 +220,11 @@ def dialect_named(name: str) -> Dialect:
     raise ConfigError(f"unknown client dialect {name!r}; use 'numpy' or 'message'")
 
 
+def _numbered(arrays: ArrayRecord) -> ArrayRecord:
+    # The names a NumPyClient's reply will carry: Flower's privacy mods compare the two.
+    return ArrayRecord({str(index): array for index, array in enumerate(arrays.values())})
+
+
 def _configs(content: RecordDict) -> dict[str, Any]:
     return {k: v for record in content.config_records.values() for k, v in record.items()}
 
@@ -227,6 +241,8 @@ def _whole(value: object) -> int:
     number = _real(value)
     if not np.isfinite(number) or number != int(number):
         raise WireError(f"the number of examples is {value!r}; it must be a whole number")
+    if abs(number) > _MOST_EXAMPLES:
+        raise WireError(f"the number of examples is {value!r}; no site holds that many")
     return int(number)
 
 

@@ -8,11 +8,11 @@ unlearning tasks, calibration) it adds through :class:`RunHooks`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
@@ -29,6 +29,7 @@ from flwr_afuic.federation.screening import UpdateScreen
 from flwr_afuic.federation.snapshots import SnapshotStore
 from flwr_afuic.federation.worker import Worker
 from flwr_afuic.seeds import derive_seed
+from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
 
@@ -91,20 +92,6 @@ class Counters:
     expired: int = 0
 
 
-@dataclass
-class _RoundMetrics:
-    total: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, metrics: dict[str, float], examples: int) -> None:
-        self.total += examples
-        for key, value in metrics.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value * examples
-
-    def record(self) -> MetricRecord:
-        return MetricRecord({key: value / self.total for key, value in self.sums.items()})
-
-
 class FederationRun:
     """State and loop of one ``start()``.
 
@@ -159,13 +146,11 @@ class FederationRun:
         self._evaluate_config = dict(evaluate_config)
         self._evaluate_fn = evaluate_fn
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
-        self._round_metrics = _RoundMetrics()
-        self._evaluate_metrics: dict[int, _RoundMetrics] = {}
+        self._round_metrics = MetricAverages()
+        self._evaluate_metrics: dict[int, MetricAverages] = {}
         self._round_progress = 0
         self._refreshed = float("-inf")
-        self._last_seen_nodes = self.started
-        if isinstance(self.clock, VirtualClock):
-            self.clock.watch(self.roster.next_event)
+        self._last_able = self.started
         hooks.bind(self)
 
     # ---- what hooks use -------------------------------------------------------------
@@ -221,23 +206,25 @@ class FederationRun:
 
     def execute(self) -> Result:
         """Run to the last round and return Flower's result."""
-        if self.settings.on_version is not None:
-            self.settings.on_version(VersionEntry(0, 0, 0.0, "initial"), self.arrays)
-        try:
+        # An ExitStack, because each of these must happen whatever the others raise.
+        with ExitStack() as ending:
+            ending.callback(self.buffer.clear)
+            ending.callback(self.hooks.close)
+            ending.callback(self._evaluator.close)
+            ending.callback(self._collect_evaluations)
+            ending.callback(self.worker.close)
+            if isinstance(self.clock, VirtualClock):
+                for source in (self.roster.next_event, self.dispatcher.next_deadline):
+                    self.clock.watch(source)
+                    ending.callback(self.clock.unwatch, source)
+            if self.settings.on_version is not None:
+                self.settings.on_version(VersionEntry(0, 0, 0.0, "initial"), self.arrays)
             self._evaluate_centrally()
             while not self._finished():
                 if not self._step():
                     self._idle()
             self._drain()
-        finally:
-            self.worker.close()
-            self._collect_evaluations()
-            self._evaluator.close()
-            self.hooks.close()
-            self.buffer.clear()
-            if isinstance(self.clock, VirtualClock):
-                self.clock.unwatch(self.roster.next_event)
-            self.result.arrays = to_record(self.layout.names, self.arrays)
+        self.result.arrays = to_record(self.layout.names, self.arrays)
         return self.result
 
     def _finished(self) -> bool:
@@ -267,30 +254,41 @@ class FederationRun:
             return
         self._refreshed = self.clock.now()
         nodes = sorted((int(node.node_id), str(node.name)) for node in self.grid.get_nodes())
-        if nodes:
-            self._last_seen_nodes = self._refreshed
-        for member in self.roster.refresh(nodes):
+        newcomers = self.roster.refresh(nodes)
+        if self._enough_nodes() and any(self.hooks.may_train(m.site) for m in self._connected()):
+            self._last_able = self._refreshed
+        for member in newcomers:
             if self.dialect.name == "numpy" and self.settings.poll_newcomers:
                 kind, content = self.dialect.poll({wire.TASK: "poll", wire.VERSION: self.version})
                 task = Task(member, "poll", self.version, self.round)
                 self.dispatcher.send(task, kind, content)
 
+    def _connected(self) -> list[Member]:
+        return [member for member in self.roster.members if member.connected]
+
     def _enough_nodes(self) -> bool:
-        connected = sum(member.connected for member in self.roster.members)
-        return connected >= self.settings.min_available_nodes
+        return len(self._connected()) >= self.settings.min_available_nodes
 
     def _dispatch(self) -> bool:
         if not self._enough_nodes():
             return False
         if self.settings.mode == "sync" and (self.dispatcher.pending or len(self.buffer)):
             return False
+        free = [member for member in self.roster.free() if self.hooks.may_train(member.site)]
+        if self.settings.mode == "sync" and any(member.due_evaluation for member in free):
+            return self._send_evaluations(free)
         sent = False
-        for member in self.roster.free():
-            if not self.hooks.may_train(member.site):
-                continue
+        for member in free:
             send = self._send_evaluation if member.due_evaluation else self._send_training
             sent = send(member) or sent
         return sent
+
+    def _send_evaluations(self, free: list[Member]) -> bool:
+        """Ask those who can answer now; who cannot has no part in this round's evaluation."""
+        sent = [self._send_evaluation(member) for member in free if member.due_evaluation]
+        for member in self.roster.members:
+            member.due_evaluation = 0
+        return any(sent)
 
     def _send_training(self, member: Member) -> bool:
         version, arrays = self.version, self.arrays
@@ -313,6 +311,7 @@ class FederationRun:
 
     def _send_evaluation(self, member: Member) -> bool:
         config = self.config_for(member, "evaluate", self._evaluate_config)
+        config["server-round"] = member.due_evaluation
         task = Task(member, "evaluate", self.version, member.due_evaluation)
         member.due_evaluation = 0
         content = self.dialect.evaluate(self.record_of(self.version, self.arrays), config)
@@ -331,8 +330,8 @@ class FederationRun:
                 self._fail(task, f"no reply within {self.timeout:g} s")
             elif message.has_error():
                 self.counters.failed += 1
-                lines = (message.error.reason or "no reason given").strip().splitlines()
-                self._fail(task, f"error {message.error.code}: {lines[-1]}")
+                reason = (message.error.reason or "").strip() or "no reason given"
+                self._fail(task, f"error {message.error.code}: {reason.splitlines()[-1]}")
             elif task.kind == "train":
                 self._accept_training(task, message)
             elif task.kind == "evaluate":
@@ -379,6 +378,7 @@ class FederationRun:
         elif task.holds_snapshot:
             update = self.layout.update_between(reply.arrays, self.snapshots.get(task.version))
         else:
+            member.returns_delta = False
             raise WireError("the client returned weights where it returned deltas before")
         reason = self.screen.refuse(update, reply.examples)
         if reason is not None:
@@ -397,30 +397,31 @@ class FederationRun:
     def _accept_evaluation(self, task: Task, message: Message) -> None:
         reply = self.dialect.read_evaluate(message.content)
         self._learn(task.member, reply.info)
-        self.roster.succeeded(task.member)
         if reply.examples <= 0:
             return
-        metrics = dict(reply.metrics)
-        if np.isfinite(reply.loss):
-            metrics.setdefault("loss", reply.loss)
-        gathered = self._evaluate_metrics.setdefault(task.round, _RoundMetrics())
-        gathered.add(metrics, reply.examples)
+        gathered = self._evaluate_metrics.setdefault(task.round, MetricAverages())
+        gathered.add(reply.all_metrics, reply.examples)
         self.result.evaluate_metrics_clientapp[task.round] = gathered.record()
 
     def _quarantine(self, task: Task, reason: str) -> None:
         self.counters.quarantined += 1
-        delay = self.roster.failed(task.member, reason)
-        text = f"{reason}; quarantined, asked again in {delay:g} s"
+        text = f"{reason}; quarantined, {self._back_off(task, reason)}"
         self.note("quarantined", task.member.site, text, level=WARNING)
         if task.kind in ("unlearn", "verify"):
             self.hooks.on_failure(task, reason)
 
     def _fail(self, task: Task, reason: str) -> None:
-        delay = self.roster.failed(task.member, reason)
-        text = f"{task.kind} failed: {reason}; asked again in {delay:g} s"
+        text = f"{task.kind} failed: {reason}; {self._back_off(task, reason)}"
         self.note("failed", task.member.site, text, level=WARNING)
         if task.kind in ("unlearn", "verify"):
             self.hooks.on_failure(task, reason)
+
+    def _back_off(self, task: Task, reason: str) -> str:
+        # A site that cannot evaluate may still train, and one that cannot train may still
+        # evaluate: an evaluation neither makes a site fail nor forgives its failures.
+        if task.kind == "evaluate":
+            return "left out of this evaluation"
+        return f"asked again in {self.roster.failed(task.member, reason):g} s"
 
     def _release(self, task: Task) -> None:
         if task.holds_snapshot:
@@ -442,7 +443,7 @@ class FederationRun:
         self.round += completed
         self.adopt(candidate, "merge", sites)
         if completed:
-            self._close_round()
+            self._close_round(completed)
 
     def _close_sync_round(self) -> bool:
         training = any(task.kind == "train" for task in self.dispatcher.pending)
@@ -451,12 +452,12 @@ class FederationRun:
         self._merge_buffer()
         return True
 
-    def _close_round(self) -> None:
-        if self._round_metrics.total:
+    def _close_round(self, completed: int) -> None:
+        if self._round_metrics:
             self.result.train_metrics_clientapp[self.round] = self._round_metrics.record()
-        self._round_metrics = _RoundMetrics()
+        self._round_metrics = MetricAverages()
         every = self.settings.evaluate_every
-        if every and self.round % every == 0:
+        if every and self.round // every > (self.round - completed) // every:
             for member in self.retained():
                 member.due_evaluation = self.round
         self._evaluate_centrally()
@@ -481,11 +482,16 @@ class FederationRun:
     # ---- ends -----------------------------------------------------------------------
 
     def _check_alive(self) -> None:
-        waited = self.clock.now() - self._last_seen_nodes
+        waited = self.clock.now() - self._last_able
         if waited > self.timeout:
-            raise FederationError(
-                f"no node has been connected for {waited:.0f} s; start the sites' SuperNodes"
+            connected, least = len(self._connected()), self.settings.min_available_nodes
+            why = (
+                "every connected site is refused training"
+                if connected >= least
+                else f"{connected} nodes are connected and min_available_nodes is {least}; "
+                "start the sites' SuperNodes"
             )
+            raise FederationError(f"nobody could train for {waited:.0f} s: {why}")
         members = self.roster.members
         if self.dispatcher.pending or not members:
             return
@@ -495,20 +501,36 @@ class FederationRun:
             raise FederationError(f"no site returns a usable update ({reasons})")
 
     def _drain(self) -> None:
-        """Let the last tasks come home, so that no node is left with one in flight."""
-        end = self.clock.now() + self.settings.drain_seconds
-        while self.dispatcher.pending and self.clock.now() < end:
+        """Let the last tasks come home, and the last round's evaluation with them.
+
+        No node is left with a task in flight. In sync mode the last evaluation is waited
+        for as long as any other, otherwise for ``drain_seconds``.
+        """
+        sync = self.settings.mode == "sync"
+        end = self.clock.now() + (self.timeout if sync else self.settings.drain_seconds)
+        while self.clock.now() < end:
+            for member in self.roster.free():
+                if member.due_evaluation and self.hooks.may_train(member.site):
+                    self._send_evaluation(member)
             for task, message in self.dispatcher.replies():
-                kind = task.kind
-                self.journal.spans.append(
-                    Span(task.member.site, kind, task.sent - self.started, self.elapsed)
-                )
-                self._release(task)
-                if message is not None and not message.has_error() and kind == "train":
-                    try:
-                        self._learn(task.member, self.dialect.read_train(message.content).info)
-                    except AfuicError as error:
-                        log(WARNING, "unusable last reply of %s: %s", task.member.site, error)
+                self._handle_last(task, message)
             if self.dispatcher.pending:
                 virtual = self.clock.virtual
                 self.clock.sleep(_VIRTUAL_IDLE_SECONDS if virtual else self.settings.poll_interval)
+            elif not any(member.due_evaluation for member in self.roster.free()):
+                return
+
+    def _handle_last(self, task: Task, message: Message | None) -> None:
+        """Handle a reply after the last merge: evaluations count, training no longer does."""
+        if task.kind == "evaluate":
+            self._handle(task, message)
+            return
+        self.journal.spans.append(
+            Span(task.member.site, task.kind, task.sent - self.started, self.elapsed)
+        )
+        self._release(task)
+        if message is not None and not message.has_error() and task.kind == "train":
+            try:
+                self._learn(task.member, self.dialect.read_train(message.content).info)
+            except AfuicError as error:
+                log(WARNING, "unusable last reply of %s: %s", task.member.site, error)

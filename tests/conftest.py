@@ -1,0 +1,39 @@
+"""What every test shares: quiet Flower logs, an identity to send from, skips without data."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+# Before flwr is imported: nothing leaves the machine and nothing is looked up.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("AFUIC_DATA_DIR"):
+        return
+    skip = pytest.mark.skip(reason="AFUIC_DATA_DIR is not set: no real data")
+    for item in items:
+        if "data" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def quiet_flower() -> Iterator[None]:
+    """Keep Flower's log out of the output; tests that read it set the level themselves."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def task_identity() -> None:
+    """Who sends, for tests that build a Message outside a run."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
