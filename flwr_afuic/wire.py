@@ -8,6 +8,7 @@ A client that knows nothing of erasure ignores all of these keys and simply trai
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -31,6 +32,7 @@ SETTINGS = "afuic.settings"
 EXTRAS = "afuic.extras"
 KNOWN = "afuic.known-requests"
 CLOSED = "afuic.closed-requests"
+CANCELLED = "afuic.cancelled-requests"
 
 SITE = "afuic.site"
 CLIENT = "afuic.client"
@@ -50,7 +52,9 @@ KIND_ERASURE = "erasure"
 
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 
-_MAX_PENDING = 64
+_LATEST = 1e12
+MAX_PENDING = 64
+"""Most requests one reply may carry; a site with more reports the oldest first."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,11 @@ class ErasureNotice:
     filed_at: float
 
     def __post_init__(self) -> None:
-        try:
-            UUID(str(self.request_id))
-        except ValueError as error:
-            raise WireError(f"request id {self.request_id!r} is not a UUID") from error
+        if not _is_uuid(self.request_id):
+            raise WireError(
+                f"request id {str(self.request_id)[:80]!r} is not a UUID in its usual form "
+                "(lowercase, with hyphens)"
+            )
         if self.scope not in get_args(Scope):
             raise WireError(f"scope is {self.scope!r}; it must be 'client' or 'samples'")
         if type(self.count) is not int or self.count < 1:
@@ -96,8 +101,17 @@ class ErasureNotice:
             raise WireError(
                 f"reason is {self.reason!r}; it travels as a code: {', '.join(REASON_CODES)}"
             )
-        if isinstance(self.filed_at, bool) or not isinstance(self.filed_at, float | int):
-            raise WireError(f"filed_at is {self.filed_at!r}; it must be seconds since the epoch")
+        number = isinstance(self.filed_at, float | int) and not isinstance(self.filed_at, bool)
+        if not number or not abs(self.filed_at) < _LATEST:
+            raise WireError("filed_at must be a number of seconds since the epoch")
+
+
+def _is_uuid(text: object) -> bool:
+    """Whether ``text`` is a UUID in the one form that makes equal requests equal strings."""
+    try:
+        return isinstance(text, str) and str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def encode_notices(notices: list[ErasureNotice]) -> str:
@@ -108,8 +122,8 @@ def encode_notices(notices: list[ErasureNotice]) -> str:
 def decode_notices(text: object) -> list[ErasureNotice]:
     """Read erasure notices; WireError names what is malformed."""
     rows = decode_json(text, PENDING)
-    if not isinstance(rows, list) or len(rows) > _MAX_PENDING:
-        raise WireError(f"{PENDING} must be a JSON list of at most {_MAX_PENDING} requests")
+    if not isinstance(rows, list) or len(rows) > MAX_PENDING:
+        raise WireError(f"{PENDING} must be a JSON list of at most {MAX_PENDING} requests")
     notices = []
     for row in rows:
         try:
@@ -165,6 +179,9 @@ class Evidence:
             before, after = scores["before"], scores["after"]
             if before is None or after is None:
                 raise WireError(f"{EVIDENCE} lacks the scores before and after")
+            delta_norm = float(row["delta_norm"])
+            if not math.isfinite(delta_norm):
+                raise WireError(f"{EVIDENCE} holds a delta norm of {delta_norm}")
             return cls(
                 before=before,
                 after=after,
@@ -172,9 +189,11 @@ class Evidence:
                 holdout=scores["holdout"],
                 steps=int(row["steps"]),
                 stop_reason=str(row["stop_reason"])[:200],
-                delta_norm=float(row["delta_norm"]),
+                delta_norm=delta_norm,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except WireError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WireError(f"{EVIDENCE} is malformed: {error!r}") from error
 
 
@@ -186,7 +205,7 @@ def read_score(loss: object, accuracy: object, count: object) -> ForgetScore:
     """Build a score from untrusted values; WireError names what is malformed."""
     try:
         return ForgetScore(float(loss), float(accuracy), int(count))  # type: ignore[arg-type, call-overload]
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a site's score is malformed: {error}") from error
 
 
@@ -196,5 +215,5 @@ def decode_json(text: object, key: str) -> Any:
         raise WireError(f"{key} must be a JSON string, got {type(text).__name__}")
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"{key} is not valid JSON: {error}") from error

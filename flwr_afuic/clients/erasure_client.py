@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR
 from typing import Any
@@ -15,7 +16,7 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from flwr_afuic import wire
-from flwr_afuic.erasure.inbox import CLOSED, KNOWN, SiteInbox
+from flwr_afuic.erasure.inbox import CANCELLED, CLOSED, KNOWN, SiteInbox
 from flwr_afuic.errors import AfuicError, WireError
 from flwr_afuic.federation.layout import ArrayKind, Arrays
 from flwr_afuic.unlearning.level import ForgetScore
@@ -61,7 +62,8 @@ class ErasureClient(NumPyClient, ABC):
     A subclass says how its model trains, is tested, unlearns and is scored; this class
     speaks the protocol: it reports requests from the hospital's own inbox, keeps erased
     samples out of training for good, and answers unlearning and verification tasks.
-    Sample ids and free text never leave the site.
+    Sample ids, free text and texts of exceptions never leave the site: what fails here is
+    logged here, and the server is told a stable code.
 
     Parameters
     ----------
@@ -114,52 +116,67 @@ class ErasureClient(NumPyClient, ABC):
 
     def get_properties(self, config: Config) -> dict[str, wire.Scalar]:
         """Answer the server's light poll: who this is and what was filed."""
-        self._take_news(config)
-        return self._about()
+        with _sealed("a poll"):
+            self._take_news(config)
+            return self._about(config)
 
     def fit(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """Train, or carry out an unlearning task."""
-        self._take_news(config)
-        if config.get(wire.TASK) == wire.TASK_UNLEARN:
-            return self._carry_out(parameters, config)
-        about = self._about()
-        if wire.PENDING in about and wire.KNOWN in config:
-            # The server discards updates of a site that asks for erasure: do not train in vain.
-            return parameters, 0, {**about, wire.STEPS: 0}
-        if not self.retained_ids():
-            return parameters, 0, {**about, wire.STEPS: 0}
-        trained, examples, metrics = self.train([np.array(a) for a in parameters], config)
-        kinds = self.array_kinds()
-        if kinds is None or not config.get(wire.WANT_DELTA):
-            return trained, examples, {**metrics, **about}
-        reply = {**metrics, **about, wire.KIND: wire.KIND_DELTA}
-        return _difference(trained, parameters, kinds), examples, reply
+        with _sealed("a train task"):
+            self._take_news(config)
+            if config.get(wire.TASK) == wire.TASK_UNLEARN:
+                return self._carry_out(parameters, config)
+            return self._train(parameters, config)
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
         """Evaluate, or score the model on the erased data of a request."""
-        self._take_news(config)
-        if config.get(wire.TASK) != wire.TASK_VERIFY:
-            loss, examples, metrics = self.test(parameters, config)
-            return float(loss), int(examples), {**metrics, **self._about()}
-        request_id = str(config.get(wire.REQUEST, ""))
-        score = self.score(parameters, self.inbox.forget_set(request_id))
-        reply: Metrics = {"accuracy": score.accuracy, wire.REQUEST: request_id, **self._about()}
-        return score.loss, score.count, reply
+        with _sealed("an evaluate task"):
+            self._take_news(config)
+            if config.get(wire.TASK) != wire.TASK_VERIFY:
+                loss, examples, metrics = self.test(parameters, config)
+                return float(loss), int(examples), {**metrics, **self._about(config)}
+            request_id = str(config.get(wire.REQUEST, ""))
+            score = self.score(parameters, self.inbox.forget_set(request_id))
+            reply: Metrics = {"accuracy": score.accuracy, wire.REQUEST: request_id}
+            return score.loss, score.count, {**reply, **self._about(config)}
 
     # ---- the protocol ---------------------------------------------------------------
 
-    def _about(self) -> Metrics:
+    def _about(self, config: Mapping[str, Any]) -> Metrics:
+        """Say who this is, and which open requests the server has not just named as known."""
         about: Metrics = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self.site}
-        pending = self.inbox.pending()
-        if pending:
-            about[wire.PENDING] = wire.encode_notices(pending)
+        known = _ids(config, wire.KNOWN)
+        news = [n for n in self.inbox.unfinished() if n.request_id not in known]
+        if news:
+            about[wire.PENDING] = wire.encode_notices(news[: wire.MAX_PENDING])
         return about
 
     def _take_news(self, config: Mapping[str, Any]) -> None:
-        for key, status in ((wire.KNOWN, KNOWN), (wire.CLOSED, CLOSED)):
-            ids = [part for part in str(config.get(key, "")).split(",") if part]
+        for key, status in (
+            (wire.KNOWN, KNOWN),
+            (wire.CLOSED, CLOSED),
+            (wire.CANCELLED, CANCELLED),
+        ):
+            ids = _ids(config, key)
             if ids:
                 self.inbox.mark(ids, status)
+
+    def _train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
+        # The server discards updates of a site that asks for erasure: do not train in vain.
+        in_vain = wire.KNOWN in config and wire.PENDING in self._about(config)
+        trained, examples, metrics = parameters, 0, Metrics({wire.STEPS: 0})
+        if not in_vain and self.retained_ids():
+            trained, examples, metrics = self.train([np.array(a) for a in parameters], config)
+        # Asked once more: what was filed while the model trained travels with this very reply.
+        reply = {**metrics, **self._about(config)}
+        kinds = self.array_kinds()
+        if kinds is None or not config.get(wire.WANT_DELTA):
+            return trained, examples, reply
+        return (
+            _difference(trained, parameters, kinds),
+            examples,
+            {**reply, wire.KIND: wire.KIND_DELTA},
+        )
 
     def _carry_out(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         request_id = str(config.get(wire.REQUEST, ""))
@@ -188,13 +205,35 @@ class ErasureClient(NumPyClient, ABC):
         except AfuicError as error:
             # Texts may name samples; only the stable code leaves the site.
             log(ERROR, "unlearning for request %s failed: %s", request_id, error)
-            reply[wire.FAILURE] = f"{error.code} ({type(error).__name__}); see the site's log"
-            return snapshot, 0, {**reply, **self._about()}
+            reply[wire.FAILURE] = _outward(error)
+            return snapshot, 0, {**reply, **self._about(config)}
         reply[wire.EVIDENCE] = evidence.to_json()
         reply[wire.STEPS] = 3 * evidence.steps
         kinds = self.array_kinds() or _guess_kinds(snapshot)
         delta = _difference(unlearned, snapshot, kinds)
-        return delta, evidence.before.count, {**reply, **self._about()}
+        return delta, evidence.before.count, {**reply, **self._about(config)}
+
+
+@contextmanager
+def _sealed(what: str) -> Iterator[None]:
+    """Log what fails here, and let only a stable code out: texts may name samples.
+
+    Flower sends the text of an exception to the server.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - raised again, without its text
+        log(ERROR, "%s failed", what, exc_info=error)
+        raise AfuicError(_outward(error)) from None
+
+
+def _outward(error: Exception) -> str:
+    code = error.code if isinstance(error, AfuicError) else AfuicError.code
+    return f"{code} ({type(error).__name__}); see the site's log"
+
+
+def _ids(config: Mapping[str, Any], key: str) -> set[str]:
+    return {part for part in str(config.get(key, "")).split(",") if part}
 
 
 def _split(parameters: Arrays, config: Mapping[str, Any]) -> dict[str, Arrays]:

@@ -8,24 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import WARNING
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context
 from flwr.supercore import log
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flwr_afuic import wire
 from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics, UnlearningTask
 from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError
-from flwr_afuic.federation.layout import ArrayKind, Arrays
-from flwr_afuic.models.arrays import array_kinds, get_arrays, set_arrays
+from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
+from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.unlearning.inference import score
 from flwr_afuic.unlearning.level import ForgetScore
 from flwr_afuic.unlearning.local import unlearn
 from flwr_afuic.unlearning.settings import UnlearningSettings
+
+_STATE = "afuic.site"
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,15 @@ class TorchClient(ErasureClient):
         return self._site_data().ids
 
     def array_kinds(self) -> Sequence[ArrayKind]:
-        """See :class:`ErasureClient`."""
-        return [kind for _, kind in array_kinds(self.model())]
+        """Tell arrays apart by name and dtype, exactly as the server does."""
+        return [infer_kind(name, _head(t)) for name, t in self.model().state_dict().items()]
 
     def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """See :class:`ErasureClient`."""
         data, model = self._site_data(), self._loaded(parameters)
         rows = torch.as_tensor(self._rows(self.retained_ids()))
+        if not len(rows):  # erased since this task began
+            return parameters, 0, {wire.STEPS: 0}
         generator = torch.Generator().manual_seed(int(config.get(wire.SEED, 0)))
         optimizer = self.optimizer(model)
         model.train()
@@ -247,10 +252,24 @@ class TorchClient(ErasureClient):
 
 
 def open_inbox(context: Context) -> SiteInbox:
-    """Open the inbox a node's configuration names, else a temporary one with a warning."""
+    """Open the inbox a node's configuration names, else a temporary one with a warning.
+
+    The temporary one lies in a private folder of its own, remembered in the node's state:
+    neither another run nor another user of the machine can leave tombstones in it.
+    """
     path = context.node_config.get("inbox")
     if path is None:
-        folder = Path(tempfile.gettempdir()) / f"flwr-afuic-{context.run_id}"
-        path = str(folder / f"{context.node_id}.sqlite")
-        log(WARNING, "no 'inbox' in node_config; erasures of this site are kept in %s only", path)
+        remembered = context.state.config_records.get(_STATE)
+        if remembered is None:
+            folder = Path(tempfile.mkdtemp(prefix="flwr-afuic-"))
+            remembered = ConfigRecord({"inbox": str(folder / "inbox.sqlite")})
+            context.state[_STATE] = remembered
+            text = "no 'inbox' in node_config; erasures of this site are kept in %s only"
+            log(WARNING, text, remembered["inbox"])
+        path = str(remembered["inbox"])
     return SiteInbox(str(path))
+
+
+def _head(tensor: Tensor) -> NDArray[Any]:
+    """Return an empty array of the tensor's dtype."""
+    return tensor.detach().reshape(-1)[:0].cpu().numpy()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import sqlite3
 import time
@@ -40,6 +41,8 @@ CREATE TABLE IF NOT EXISTS erased (
 );
 """
 
+_NOTICE = "id, scope, count, commitment, reason, filed_at"
+
 FILED = "filed"
 KNOWN = "known"
 CLOSED = "closed"
@@ -52,8 +55,8 @@ class SiteInbox:
     Parameters
     ----------
     path : path
-        SQLite file; its folder is made if needed. Written in WAL mode, so that a steward
-        can file a request while a client runs.
+        SQLite file; its folder is made if needed, and a new file can be read by its owner
+        only. Written in WAL mode, so that a steward can file a request while a client runs.
 
     Raises
     ------
@@ -63,15 +66,17 @@ class SiteInbox:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # It names patients and holds the key: nobody else on the machine may read it.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             with self._connection() as connection:
                 connection.executescript(_SCHEMA)
                 connection.execute(
                     "INSERT OR IGNORE INTO secret VALUES ('commitment', ?)",
                     (secrets.token_bytes(32),),
                 )
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise ErasureError(
                 f"{self.path} is not a usable inbox ({error}); name another file"
             ) from error
@@ -125,6 +130,11 @@ class SiteInbox:
         """
         if reason not in REASON_CODES:
             raise ErasureError(f"reason is {reason!r}; use one of {', '.join(REASON_CODES)}")
+        if scope == "client" and len(sample_ids):
+            raise ErasureError(
+                f"scope 'client' erases everything the site holds, but {len(sample_ids)} samples "
+                "are listed; use scope 'samples' to erase these only"
+            )
         holds = set(held)
         ids = sorted(holds if scope == "client" else set(sample_ids))
         missing = [sample for sample in ids if sample not in holds]
@@ -161,11 +171,22 @@ class SiteInbox:
 
     def pending(self) -> list[ErasureNotice]:
         """Requests the server has not confirmed to know, oldest first."""
+        return self._with_status(FILED)
+
+    def unfinished(self) -> list[ErasureNotice]:
+        """Requests not closed yet, confirmed or not, oldest first.
+
+        A server that was started anew has forgotten what it confirmed; it is told again.
+        """
+        return self._with_status(FILED, KNOWN)
+
+    def _with_status(self, *wanted: str) -> list[ErasureNotice]:
+        marks = ",".join("?" * len(wanted))
         with self._connection() as connection:
             rows = connection.execute(
-                "SELECT id, scope, count, commitment, reason, filed_at FROM request "
-                "WHERE status = ? ORDER BY filed_at, id",
-                (FILED,),
+                f"SELECT {_NOTICE} FROM request WHERE status IN ({marks}) "  # noqa: S608
+                "ORDER BY filed_at, id",
+                wanted,
             ).fetchall()
         return [ErasureNotice(*row) for row in rows]
 
@@ -188,7 +209,8 @@ class SiteInbox:
     def mark(self, request_ids: Iterable[str], status: str) -> None:
         """Note what the server says of requests; ids that are not on file are ignored.
 
-        A request only moves forward: filed, known, closed.
+        A request only moves forward: filed, known, then closed or cancelled. The samples of
+        a cancelled request may train again.
         """
         earlier = {KNOWN: (FILED,), CLOSED: (FILED, KNOWN), CANCELLED: (FILED, KNOWN)}[status]
         marks = ",".join("?" * len(earlier))
@@ -228,8 +250,9 @@ class SiteInbox:
 
     def _store(self, notice: ErasureNotice, ids: Sequence[str], note: str) -> ErasureNotice:
         with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")  # the look and the entry are one step
             row = connection.execute(
-                "SELECT id, scope, count, commitment, reason, filed_at FROM request WHERE id = ?",
+                f"SELECT {_NOTICE} FROM request WHERE id = ?",  # noqa: S608
                 (notice.request_id,),
             ).fetchone()
             if row is not None:
