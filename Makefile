@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all their own set-up: a virtual environment in .venv with pinned
+# dependencies, made once and again when pyproject.toml, constraints.txt or this file change.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= runs/demo
+ARGS ?=
+
+.PHONY: demo test lint figures clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
+	$(BIN)/flwr-afuic demo --out $(OUT) $(ARGS)
+
+test: lint ## lint, types and the whole test suite
+	$(BIN)/pytest -n 2 --durations 10 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p flwr_afuic
+
+figures: $(STAMP) ## the measured tables of the README, in minutes per data set and seed
+	$(BIN)/flwr-afuic bench figures --out runs/figures --json runs/figures.json \
+		--markdown README.md $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch first and pinned: left to itself, the resolver may bring gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is missing or older than 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,dev]'
+	@touch $@
