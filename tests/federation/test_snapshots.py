@@ -36,9 +36,7 @@ def test_newest() -> None:
 
 
 @given(st.lists(st.integers(0, 4), max_size=40), st.randoms())
-def test_as_many_releases_as_acquisitions_leave_nothing(
-    versions: list[int], random: object
-) -> None:
+def test_releases_undo_acquisitions(versions: list[int], random: object) -> None:
     store = SnapshotStore()
     for version in versions:
         store.acquire(version, [])

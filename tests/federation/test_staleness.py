@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -27,9 +28,7 @@ def test_golden(rule: str, a: float, b: float, expected: list[float]) -> None:
 def test_starts_at_one_and_never_rises(rule: str) -> None:
     weights = [staleness_weight(rule, a=0.3, b=2)(t) for t in range(50)]
     assert weights[0] == 1
-    assert all(
-        0 < later <= sooner <= 1 for sooner, later in zip(weights, weights[1:], strict=False)
-    )
+    assert all(0 < later <= sooner <= 1 for sooner, later in pairwise(weights))
 
 
 def test_refuses() -> None:
