@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,8 @@ from flwr_afuic.erasure.book import ErasureRecord, RequestBook
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
-from flwr_afuic.strategies.erasures import ErasureHooks, MergeFacts
+from flwr_afuic.strategies.erasure_desk import MergeFacts
+from flwr_afuic.strategies.erasures import ErasureHooks
 from flwr_afuic.strategies.run import RunHooks
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
@@ -123,6 +125,12 @@ class AFUIC(AsyncStrategy):
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
         if not site_timeout > 0:
             raise ConfigError(f"site_timeout is {site_timeout}; it must be positive (seconds)")
+        for name, seconds in (
+            ("virtual_reference_seconds", virtual_reference_seconds),
+            ("virtual_invariance_seconds", virtual_invariance_seconds),
+        ):
+            if not 0 <= seconds < math.inf:
+                raise ConfigError(f"{name} is {seconds}; it must be finite and not negative")
         if proxies is not None and model_factory is None:
             raise ConfigError(
                 "proxies without model_factory: the server cannot run the model on them; pass "
@@ -134,9 +142,8 @@ class AFUIC(AsyncStrategy):
         self.merge: MergeRule = merge
         self.lock = lock
         self.prediction_invariance = prediction_invariance and self.proxies is not None
-        self.phi: Phi | None = None
-        if self.prediction_invariance:
-            self.phi = make_phi(phi) if isinstance(phi, str) else phi
+        chosen = make_phi(phi) if isinstance(phi, str) else phi  # a wrong name never passes
+        self.phi: Phi | None = chosen if self.prediction_invariance else None
         self.unlearning = unlearning or UnlearningSettings()
         self.distillation = distillation or DistillationSettings()
         self.invariance = invariance or InvarianceSettings()
@@ -188,12 +195,24 @@ class AFUIC(AsyncStrategy):
         ------
         UnknownSiteError
             If the federation has no such site.
+        ErasureError
+            If the reason is no code, or the run has ended.
         """
         self._current()
         return self._erasures().file_for(site, reason)
 
     def cancel_erasure(self, request_id: str) -> None:
-        """Cancel a request that is not merged yet; StateTransitionError once it is."""
+        """Cancel a request that is not merged yet; its site trains again, on all its data.
+
+        May be called from any thread while a run is under way.
+
+        Raises
+        ------
+        StateTransitionError
+            Once a delta of the request is merged, or the request is closed.
+        ErasureError
+            If there is no such request.
+        """
         self._erasures().cancel(request_id)
 
     def _erasures(self) -> ErasureHooks:

@@ -9,6 +9,7 @@ the lock is applied last, to the combined step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from logging import WARNING
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from flwr_afuic.calibration.invariance import InvarianceSettings, calibrate
 from flwr_afuic.calibration.lock import RelearningLock
 from flwr_afuic.calibration.transforms import Phi
+from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.journal import Span
 from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.worker import Job
@@ -67,6 +69,7 @@ class Calibrator:
         self._virtual_seconds = virtual_seconds
         self._job: Job[Vector] | None = None
         self._active = False
+        self._held: list[str] = []
         self.lock = RelearningLock()
 
     def hold(self, request_id: str, delta: Vector, origin: Vector) -> None:
@@ -84,6 +87,7 @@ class Calibrator:
         self._active = True
         if self._use_lock and float(np.linalg.norm(delta)) > 0:
             self.lock.add(request_id, delta, origin)
+            self._held.append(request_id)
 
     def finish(self, candidate: Arrays) -> Arrays:
         """Calibrate the next version: add finished invariance steps, then apply the lock."""
@@ -92,12 +96,25 @@ class Calibrator:
         if step is None and not len(self.lock):
             return candidate
         before = layout.flatten(candidate)
-        after = before if step is None else before + step
-        if len(self.lock):
-            after = np.asarray(self.lock.project(after), dtype=np.float64)
-            if np.array_equal(after, before):
-                return candidate
-        return layout.with_trained(after, candidate)
+        after = self.allowed(before if step is None else before + step)
+        return candidate if after is before else layout.with_trained(after, candidate)
+
+    def allowed(self, vector: Vector) -> Vector:
+        """Return the nearest model every erasure's lock allows: ``vector`` itself where it is one.
+
+        Two erasures may leave no model between them, if a site answers with the opposite of
+        another's delta. The later lock then goes, and the journal says so: a half-space held
+        by one site must not end everybody's training.
+        """
+        while len(self.lock):
+            try:
+                return np.asarray(self.lock.project(vector), dtype=np.float64)
+            except ConfigError as error:
+                dropped = self._held.pop()
+                self.lock.remove(dropped)
+                text = f"the lock of {dropped} is dropped: {error}"
+                self._run.note("lock-dropped", "", text, level=WARNING)
+        return vector
 
     def after_version(self) -> None:
         """Start invariance steps on the newest version, unless some are still running."""
@@ -128,4 +145,15 @@ class Calibrator:
         self._run.journal.server_spans.append(
             Span("server", "invariance", job.start - started, job.end - started)
         )
-        return job.result()
+        try:
+            step = job.result()
+        except Exception as error:  # noqa: BLE001 - user code failed; training goes on without
+            self._phi = None
+            text = f"prediction invariance failed and is off from now on: {error}"
+            self._run.note("invariance-failed", "", text, level=WARNING)
+            return None
+        if not bool(np.isfinite(step).all()):
+            text = "prediction invariance diverged; its step is left out"
+            self._run.note("invariance-failed", "", text, level=WARNING)
+            return None
+        return step

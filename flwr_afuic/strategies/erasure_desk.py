@@ -1,0 +1,158 @@
+"""What every step of an erasure shares: the requests of one run and the sites they concern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flwr_afuic import wire
+from flwr_afuic.erasure.book import ErasureRecord, RequestBook, State
+from flwr_afuic.federation.layout import Arrays
+from flwr_afuic.federation.roster import Member
+from flwr_afuic.federation.worker import Job
+from flwr_afuic.strategies.dispatcher import Task
+from flwr_afuic.strategies.run import FederationRun
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.afuic import AFUIC
+
+
+@dataclass
+class Attempt:
+    """What one attempt at a request holds on to until it is verified.
+
+    Attributes
+    ----------
+    version, snapshot : int, list of ndarray
+        The model to unlearn from; dropped at the merge.
+    reference_job : Job or None
+        Making of the proxy-distilled reference.
+    since : float
+        From when on the site's silence counts (seconds, engine's clock).
+    failures, polls : int
+        Unlearning tasks that failed, and unanswered questions who the site is.
+    next_verification : int
+        Round from which the site is asked for its next verification.
+    """
+
+    version: int
+    snapshot: Arrays
+    reference_job: Job[Arrays] | None
+    since: float
+    failures: int = 0
+    polls: int = 0
+    next_verification: int = 0
+    reference_noted: bool = False
+
+    def release(self) -> None:
+        """Let go of the models."""
+        self.snapshot, self.reference_job = [], None
+
+
+@dataclass(frozen=True)
+class MergeFacts:
+    """One erasure merge, for lost progress (``decisions.md``); vectors of shape (p,)."""
+
+    request_id: str
+    base_version: int
+    merge_version: int
+    staleness: int
+    base: np.ndarray[Any, np.dtype[np.float64]]
+    current: np.ndarray[Any, np.dtype[np.float64]]
+    after: np.ndarray[Any, np.dtype[np.float64]]
+    delta: np.ndarray[Any, np.dtype[np.float64]]
+
+
+class ErasureDesk:
+    """Requests, attempts and withdrawn sites of one run.
+
+    Attributes
+    ----------
+    attempts : dict of str to Attempt
+        By request; a request without one waits until another of its site is merged.
+    withdrawn : set of str
+        Sites that may not train.
+    heard : set of int
+        Nodes that have answered at least once: what they did not say then, they cannot.
+    """
+
+    def __init__(self, settings: AFUIC, book: RequestBook, run: FederationRun) -> None:
+        self.settings = settings
+        self.book = book
+        self.run = run
+        self.attempts: dict[str, Attempt] = {}
+        self.withdrawn: set[str] = set()
+        self.heard: set[int] = set()
+
+    def now(self) -> dict[str, Any]:
+        """When it is, for the book."""
+        run = self.run
+        return {"time": run.elapsed, "round": run.round, "version": run.version}
+
+    def move(self, record: ErasureRecord, state: State, text: str) -> None:
+        """Move a request on, in the book and in the journal."""
+        self.book.move(record, state, text, **self.now())
+        self.run.note(str(state), record.site, text)
+
+    def close(self, record: ErasureRecord, state: State, text: str) -> None:
+        """End a request before its delta is merged; a site that stays may train again."""
+        self.move(record, state, text)
+        attempt = self.attempts.get(record.request_id)
+        if attempt is not None:
+            attempt.release()
+        self.readmit(record.site)
+
+    def withdraw(self, site: str) -> int:
+        """Refuse a site's updates, those in flight and those not merged yet included.
+
+        Returns
+        -------
+        int
+            Number of unmerged updates discarded.
+        """
+        run = self.run
+        self.withdrawn.add(site)
+        for task in run.dispatcher.pending:
+            if task.member.site == site and task.kind == "train":
+                task.refused = True
+        return run.buffer.withdraw(site) if run.settings.withdrawable_updates else 0
+
+    def readmit(self, site: str) -> None:
+        """Let a site train again on its kept data, unless a request of its forbids it."""
+        blocking = [
+            record
+            for record in self.book.of_site(site)
+            if (record.notice.scope == "client" and record.state is not State.CANCELLED)
+            or record.state in (State.RECEIVED, State.DISPATCHED)
+        ]
+        if not blocking:
+            self.withdrawn.discard(site)
+
+    def free_member(self, site: str) -> Member | None:
+        """Return a node of the site that can be sent a message now."""
+        found = [member for member in self.run.roster.free() if member.site == site]
+        return found[0] if found else None
+
+    def busy(self, site: str) -> bool:
+        """Whether a connected node of the site has a task in flight, which has its own deadline."""
+        members = self.run.roster.members
+        return any(m.site == site and m.connected and m.busy for m in members)
+
+    def poll(self, member: Member) -> bool:
+        """Ask a node who it is, and tell it what became of its requests."""
+        run = self.run
+        config = {wire.TASK: "poll", wire.VERSION: run.version, **self.news_for(member)}
+        kind, content = run.dialect.poll(config)
+        return run.dispatcher.send(Task(member, "poll", run.version, run.round), kind, content)
+
+    def news_for(self, member: Member) -> dict[str, wire.Scalar]:
+        """Which of a site's requests the server knows, and which are closed or cancelled."""
+        groups: dict[str, list[str]] = {wire.KNOWN: [], wire.CLOSED: [], wire.CANCELLED: []}
+        for record in self.book.of_site(member.site):
+            if record.state is State.CANCELLED:
+                groups[wire.CANCELLED].append(record.request_id)
+            else:
+                groups[wire.KNOWN if record.open else wire.CLOSED].append(record.request_id)
+        return {key: ",".join(ids) for key, ids in groups.items()}

@@ -1,0 +1,247 @@
+"""Unlearning tasks of a run: reference, dispatch to the site, and the merge of its delta."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from flwr.app import MessageType
+
+from flwr_afuic import wire
+from flwr_afuic.erasure.book import ErasureRecord, State
+from flwr_afuic.errors import WireError
+from flwr_afuic.federation.journal import Span
+from flwr_afuic.federation.layout import Arrays, Vector
+from flwr_afuic.federation.roster import Member
+from flwr_afuic.federation.worker import Job
+from flwr_afuic.models.arrays import get_arrays, set_arrays
+from flwr_afuic.models.reinitialise import reinitialise
+from flwr_afuic.seeds import derive_seed
+from flwr_afuic.strategies.calibrator import Calibrator
+from flwr_afuic.strategies.codec import TrainReply
+from flwr_afuic.strategies.dispatcher import Task
+from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk, MergeFacts
+from flwr_afuic.unlearning.local import STOP_DIVERGED
+from flwr_afuic.unlearning.reference import distil_reference
+
+
+class UnlearningTasks:
+    """From a received request to a merged delta.
+
+    Parameters
+    ----------
+    desk : ErasureDesk
+        The run's requests.
+    calibrator : Calibrator
+        Is told of every merged delta.
+    """
+
+    def __init__(self, desk: ErasureDesk, calibrator: Calibrator) -> None:
+        self._desk = desk
+        self._calibrator = calibrator
+
+    def begin(self, record: ErasureRecord) -> Attempt | None:
+        """Take the snapshot to unlearn from, unless another request of the site is at work.
+
+        Requests of one site follow each other: a sample that two of them name would
+        otherwise be unlearned twice over from the same snapshot.
+        """
+        desk, run = self._desk, self._desk.run
+        for other in desk.book.of_site(record.site):
+            if other is record:
+                continue
+            waiting = other.state is State.RECEIVED and other.request_id in desk.attempts
+            if waiting or other.state in (State.DISPATCHED, State.UNLEARNED):
+                return None
+        record.attempts += 1
+        record.base_version = run.version
+        record.verified_rounds = 0
+        desk.settings.base_models.setdefault(run.version, run.arrays)
+        attempt = Attempt(run.version, run.arrays, self._distil(), run.clock.now())
+        desk.attempts[record.request_id] = attempt
+        return attempt
+
+    def _distil(self) -> Job[Arrays] | None:
+        """Start making the proxy-distilled reference in the background."""
+        settings, run = self._desk.settings, self._desk.run
+        factory, proxies = settings.model_factory, settings.proxies
+        if factory is None or proxies is None:
+            return None
+        snapshot, options = run.arrays, settings.distillation
+        seed = derive_seed(run.settings.seed, "reference", run.version)
+
+        def make() -> Arrays:
+            teacher, student = factory(), factory()
+            set_arrays(teacher, snapshot)
+            reinitialise(student, seed=seed)
+            with torch.enable_grad():
+                distil_reference(teacher, student, proxies, settings=options, seed=seed)
+            return get_arrays(student)
+
+        return run.worker.submit(make, virtual_seconds=settings.virtual_reference_seconds)
+
+    # ---- to the site ----------------------------------------------------------------
+
+    def try_dispatch(self, record: ErasureRecord) -> None:
+        """Send the unlearning task if the site is free and everything for it is ready."""
+        desk = self._desk
+        attempt = desk.attempts.get(record.request_id) or self.begin(record)
+        member = desk.free_member(record.site)
+        if attempt is None or member is None:
+            return
+        if member.protocol is None:
+            self._ask_protocol(record, attempt, member)
+            return
+        job = attempt.reference_job
+        if job is not None and not job.done():
+            return
+        extras: dict[str, Arrays] = {}
+        if job is not None:
+            try:
+                extras["reference"] = job.result()
+            except Exception as error:  # noqa: BLE001 - user code failed; training goes on
+                text = f"the proxy-distilled reference could not be made: {error}"
+                desk.close(record, State.FAILED, text)
+                return
+            self._note_reference(record, attempt, job)
+        if desk.settings.proxies is not None:
+            extras["proxies"] = [desk.settings.proxies.numpy()]
+        self._send(record, attempt, member, extras)
+
+    def _ask_protocol(self, record: ErasureRecord, attempt: Attempt, member: Member) -> None:
+        """Fail a request whose site cannot erase; ask first where the node never spoke yet."""
+        desk = self._desk
+        plain = member.node_id in desk.heard
+        if not plain and attempt.polls < desk.settings.max_attempts:
+            attempt.polls += desk.poll(member)
+            return
+        why = "does not speak" if plain else "does not say whether it speaks"
+        desk.close(
+            record,
+            State.FAILED,
+            f"the site's client {why} the erasure protocol; derive it from ErasureClient, or "
+            "use a method that needs nothing of the site",
+        )
+
+    def _note_reference(self, record: ErasureRecord, attempt: Attempt, job: Job[Arrays]) -> None:
+        if attempt.reference_noted:
+            return
+        attempt.reference_noted = True
+        run = self._desk.run
+        start, end = job.start - run.started, job.end - run.started
+        run.journal.server_spans.append(Span("server", "reference", start, end))
+        run.note("reference", record.site, f"made in {job.end - job.start:.1f} s")
+
+    def _send(
+        self, record: ErasureRecord, attempt: Attempt, member: Member, extras: dict[str, Arrays]
+    ) -> None:
+        desk, run = self._desk, self._desk.run
+        config = run.config_for(member, wire.TASK_UNLEARN, {})
+        config[wire.VERSION] = attempt.version
+        config[wire.REQUEST] = record.request_id
+        config[wire.SCOPE] = record.notice.scope
+        config[wire.SETTINGS] = desk.settings.unlearning_for(record.attempts).to_json()
+        content = run.dialect.train(
+            run.record_of(attempt.version, attempt.snapshot), config, extras
+        )
+        task = Task(member, "unlearn", attempt.version, run.round, request_id=record.request_id)
+        if run.dispatcher.send(task, MessageType.TRAIN, content):
+            text = f"unlearning from version {attempt.version}, attempt {record.attempts}"
+            desk.move(record, State.DISPATCHED, text)
+
+    def failed(self, record: ErasureRecord, reason: str) -> None:
+        """Try an unlearning again after the site's backoff, a bounded number of times."""
+        desk = self._desk
+        attempt = desk.attempts.get(record.request_id)
+        if attempt is None or record.state is not State.DISPATCHED:
+            return
+        attempt.failures += 1
+        attempt.since = desk.run.clock.now()
+        if attempt.failures > desk.settings.max_attempts:
+            text = f"unlearning failed {attempt.failures} times: {reason}"
+            desk.close(record, State.FAILED, text)
+        else:
+            desk.move(record, State.RECEIVED, f"unlearning failed: {reason}")
+
+    # ---- back from the site ---------------------------------------------------------
+
+    def accept(self, record: ErasureRecord, task: Task, reply: TrainReply) -> None:
+        """Take the reply to an unlearning task; WireError if it is unusable."""
+        desk, run = self._desk, self._desk.run
+        if record.state is not State.DISPATCHED:
+            run.roster.succeeded(task.member)
+            run.note("late", record.site, f"a delta for a request that is {record.state}; dropped")
+            return
+        failure = reply.info.get(wire.FAILURE)
+        if failure:
+            run.roster.succeeded(task.member)
+            text = f"the site cannot carry it out: {str(failure)[:300]}"
+            desk.close(record, State.FAILED, text)
+            return
+        if reply.info.get(wire.KIND) != wire.KIND_ERASURE:
+            raise WireError("the reply to an unlearning task is no erasure delta")
+        if reply.info.get(wire.REQUEST) != record.request_id:
+            raise WireError("the erasure delta names another request")
+        evidence = wire.Evidence.from_json(reply.info.get(wire.EVIDENCE))
+        run.layout.check(reply.arrays, f"erasure delta of {record.site}")
+        if evidence.stop_reason == STOP_DIVERGED:
+            # The site is back at the snapshot: a zero delta must not pass for an erasure.
+            raise WireError("the unlearning diverged at the site")
+        start, merged = self._merged(record, reply.arrays)
+        run.roster.succeeded(task.member)
+        record.evidence.append(evidence)
+        before, after = evidence.before, evidence.after
+        desk.move(
+            record,
+            State.UNLEARNED,
+            f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, accuracy "
+            f"{before.accuracy:.3f} -> {after.accuracy:.3f} in {evidence.steps} steps",
+        )
+        self._adopt(record, run.layout.flatten(reply.arrays), start, merged)
+
+    def _merged(self, record: ErasureRecord, update: Arrays) -> tuple[Vector, Arrays]:
+        """Merge the delta into the current model: ``w <- w_c + d``, not weighted by staleness.
+
+        With ``merge="overwrite"``, the paper's rule, the model becomes ``w_s + d`` and what
+        the retained sites learned since the snapshot is lost. What earlier erasures locked
+        stays locked. Statistics and counters stay those of the current model: they carry no
+        delta.
+
+        Returns
+        -------
+        (ndarray of shape (p,), list of ndarray)
+            The snapshot, and the model after the merge.
+        """
+        run, settings = self._desk.run, self._desk.settings
+        layout = run.layout
+        snapshot = layout.flatten(self._desk.attempts[record.request_id].snapshot)
+        start = snapshot if settings.merge == "overwrite" else layout.flatten(run.arrays)
+        with np.errstate(over="ignore"):
+            vector = self._calibrator.allowed(start + layout.flatten(update))
+            merged = layout.with_trained(vector, run.arrays)
+        if layout.problems(merged):
+            raise WireError("the erasure delta is so large that the merged model is not finite")
+        return snapshot, merged
+
+    def _adopt(
+        self, record: ErasureRecord, delta: Vector, snapshot: Vector, merged: Arrays
+    ) -> None:
+        desk, run = self._desk, self._desk.run
+        attempt = desk.attempts[record.request_id]
+        current = run.layout.flatten(run.arrays)
+        staleness = run.version - attempt.version
+        run.adopt(merged, "erasure", (record.site,))
+        after = run.layout.flatten(run.arrays)
+        record.merge_version, record.merge_round = run.version, run.round
+        facts = (snapshot, current, after, delta)
+        desk.settings.merges.append(
+            MergeFacts(record.request_id, attempt.version, run.version, staleness, *facts)
+        )
+        self._calibrator.hold(f"{record.request_id}/{record.attempts}", delta, after)
+        text = f"version {run.version}, staleness {staleness}, norm {np.linalg.norm(delta):.3f}"
+        desk.move(record, State.MERGED, text)
+        attempt.release()
+        attempt.since = run.clock.now()
+        attempt.next_verification = run.round
+        desk.move(record, State.VERIFYING, "the site scores the model on the erased data")
+        if record.notice.scope == "samples":
+            desk.readmit(record.site)
