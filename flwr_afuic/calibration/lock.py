@@ -224,11 +224,17 @@ def _least_distance_weights(
     system = np.vstack([root.T, target])
     unit = np.zeros(len(system))
     unit[-1] = 1.0
-    # A feasible set of one point is empty by rounding: then once more with a hair's breadth.
-    for slack in (0.0, max(1e-9, 8.0 * rounding / scale)):
+    # A feasible set of one point is empty by rounding: then again with a hair's breadth.
+    hair = max(1e-9, 8.0 * rounding / scale)
+    for slack in (0.0, hair, 100.0 * hair):
         system[-1] = target - slack
         weights, _ = nnls(system, unit)
         rest = 1.0 - float(system[-1] @ weights)
-        if rest > 1e-10:
-            return np.asarray(weights, dtype=np.float64) * (scale / rest)
+        if rest <= 0.0:
+            continue
+        found = np.asarray(weights, dtype=np.float64) / rest
+        surplus = gram @ found - system[-1]
+        # The optimality conditions, since near rounding the solver can stop far from it.
+        if surplus.min() >= -1e-8 and abs(float(found @ surplus)) <= 1e-6 * (1.0 + found.sum()):
+            return found * scale
     return None

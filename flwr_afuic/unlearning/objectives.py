@@ -59,6 +59,17 @@ class UnlearningObjective(Protocol):
         ...
 
 
+_FAR = 0.5  # nats below the bound
+_SURE = math.log(9.0)  # log-odds of p = .9
+
+
+def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of the labelled class, shape (n,); exact where p rounds to 1."""
+    own = labels[:, None]
+    others = logits.scatter(1, own, float("-inf"))
+    return logits.gather(1, own)[:, 0] - others.logsumexp(dim=1)
+
+
 def _check_finite(name: str, value: float, *, positive: bool) -> None:
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         bound = "> 0" if positive else ">= 0"
@@ -72,6 +83,10 @@ class ReferenceBounded:
     ``E_f max(0, l_ref(x, y) + margin - l_w(x, y))``, l = cross-entropy. Without a reference,
     ``l_ref`` is the mean loss of the site's held-out data: a weaker bound, since a model that
     never saw a poisoned sample has a far higher loss on it than on clean held-out data.
+
+    Cross-entropy has hardly any slope on a sample the model is sure of (``1 - p``), so that
+    thoroughly memorised data would never start to move. Where more than half a nat is missing
+    and ``p > .9``, a tenth of the log-odds beyond ``p = .9`` is added: the slope stays above .1.
 
     Parameters
     ----------
@@ -101,7 +116,10 @@ class ReferenceBounded:
                 "objective 'reference-bounded' needs a reference model or the score of held-out "
                 "data; pass reference= or holdout="
             )
-        return functional.relu(bound + self.margin - own).mean()
+        missing = bound + self.margin - own
+        beyond = functional.relu(_log_odds(batch.logits, batch.labels) - _SURE)
+        push = torch.where(missing > _FAR, 0.1 * beyond, 0.0)
+        return (functional.relu(missing) + push).mean()
 
     def reached(self, score: ForgetScore) -> bool:
         """Never early: the hinge itself goes to zero."""

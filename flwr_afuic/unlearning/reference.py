@@ -23,8 +23,8 @@ class DistillationSettings:
 
     Parameters
     ----------
-    steps : int, default 600
-        Gradient steps.
+    steps : int, default 200
+        Gradient steps; 600 gave no better reference on 28x28 images.
     lr : float, default 0.05
         At the start; decays to zero along a half cosine.
     momentum : float, default 0.9
@@ -32,7 +32,7 @@ class DistillationSettings:
         Greatest gradient norm.
     batch_size : int, default 64
         Augmented proxy images per step.
-    views : int, default 16
+    views : int, default 8
         Augmented copies of each proxy, made and labelled by the teacher once; the proxies
         themselves come on top. Cheaper than labelling anew at every step.
 
@@ -42,12 +42,12 @@ class DistillationSettings:
         If a value is out of its range.
     """
 
-    steps: int = 600
+    steps: int = 200
     lr: float = 0.05
     momentum: float = 0.9
     clip: float = 5.0
     batch_size: int = 64
-    views: int = 16
+    views: int = 8
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "views"):

@@ -22,7 +22,7 @@ class UnlearningSettings:
         A name ``make_objective`` knows.
     objective_option : float or None
         The objective's one number (``margin``, ``bound`` or ``beta``); None takes its default.
-    steps : int, default 120
+    steps : int, default 60
         Most gradient steps.
     lr, momentum : float
         Of SGD.
@@ -32,7 +32,7 @@ class UnlearningSettings:
         Erased images per step.
     anchor_batch_size : int, default 64
         Anchor images per step.
-    anchor_weight : float, default 5.0
+    anchor_weight : float, default 10.0
         Weight of ``KL(f_{w_s} || f_w)`` on the anchor images; 0 leaves the anchor out.
     check_every : int, default 20
         Steps between scorings of D_f; the objective may end the unlearning there.
@@ -45,13 +45,13 @@ class UnlearningSettings:
 
     objective: str = "reference-bounded"
     objective_option: float | None = None
-    steps: int = 120
+    steps: int = 60
     lr: float = 0.03
     momentum: float = 0.9
     clip: float = 1.0
     batch_size: int = 64
     anchor_batch_size: int = 64
-    anchor_weight: float = 5.0
+    anchor_weight: float = 10.0
     check_every: int = 20
 
     def __post_init__(self) -> None:

@@ -71,11 +71,21 @@ def test_contradicting_locks_are_reported():
         lock.project(np.array([0.0]))
 
 
-cases = st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**31 - 1))
+def test_a_corner_on_all_sides_is_the_only_point_left():
+    # Three directions 120 degrees apart through one origin allow that origin and nothing else.
+    angles = np.array([0.0, 2.0, 4.0]) * np.pi / 3
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    origin = np.array([0.1, 0.7])
+    lock = lock_of(directions, [origin] * 3)
+    np.testing.assert_allclose(lock.project(np.array([5.0, -3.0])), origin, atol=1e-6)
+
+
+cases = st.tuples(st.integers(1, 6), st.integers(0, 4), st.integers(0, 2**31 - 1))
 
 
 def problem(case):
-    m, p, seed = case
+    m, more, seed = case
+    p = m + more  # as in use, where a model has far more weights than there are erasures
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(m, p)) * 10.0 ** rng.integers(-3, 3, size=(m, 1))
     # One common origin keeps the intersection non-empty whatever the directions.

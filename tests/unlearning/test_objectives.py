@@ -43,6 +43,19 @@ def test_reference_bounded_by_hand():
     assert torch.equal(b.logits.grad[1], torch.zeros(2))
 
 
+def test_saturated_samples_still_move():
+    # Log-odds 40: cross-entropy and its slope round to 0. The push is a tenth of 40 - ln 9.
+    own = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    b = ForgetBatch(own, torch.tensor([0]), own.detach(), reference=logits((0.5, 0.5)))
+    loss = make_objective("reference-bounded").loss(b)
+    assert loss.item() == pytest.approx(math.log(2) + 0.1 * (40 - math.log(9)), abs=1e-5)
+    loss.backward()
+    torch.testing.assert_close(own.grad, torch.tensor([[0.1, -0.1]]))
+    # A reference that is as sure leaves the sample alone.
+    sure = ForgetBatch(own, torch.tensor([0]), own.detach(), reference=own.detach())
+    assert make_objective("reference-bounded").loss(sure).item() == 0
+
+
 def test_a_margin_raises_the_bound():
     b = batch([(0.5, 0.5)], reference=[(0.5, 0.5)])
     assert make_objective("reference-bounded").loss(b).item() == 0
