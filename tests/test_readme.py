@@ -69,11 +69,10 @@ def test_the_readmes_example_trains_and_forgets(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(DROPIN))
     monkeypatch.delitem(sys.modules, "hospital", raising=False)
     torch.set_num_threads(1)
-    # The test's own runs are short: fewer rounds than the README's 40.
-    source = block("server_app.py").replace("num_rounds=40", "num_rounds=18")
+    source = block("server_app.py")
     server, client = load("server_app", source), load("client_app", block("client_app.py"))
     inbox = SiteInbox(tmp_path / "site-0.sqlite")
-    app = FilesAnErasure(client.app, inbox, client.Hospital, after=4)
+    app = FilesAnErasure(client.app, inbox, client.Hospital, after=14)
     grid = LocalGrid(
         app,
         3,

@@ -1,6 +1,7 @@
 """What a federation already has: its model, its data, and images that belong to no site.
 
-Phantoms stand in for a hospital's images here. A site keeps the ids by which it knows them.
+Phantoms stand in for a hospital's images here. Site 0 labelled most of its images wrongly, which
+is why it will ask to be forgotten. A site keeps the ids by which it knows its images.
 """
 
 from functools import cache
@@ -12,6 +13,7 @@ from torch import nn
 from flwr_afuic.data.images import Dataset
 from flwr_afuic.data.partitions import partition
 from flwr_afuic.data.phantoms import make_phantoms
+from flwr_afuic.data.probes import mislabel
 from flwr_afuic.models.networks import make_model as build
 
 
@@ -31,6 +33,8 @@ def local_images(context: Context) -> tuple[torch.Tensor, torch.Tensor, tuple[st
     sites = int(context.node_config["num-partitions"])
     train = _dataset().train
     held = train.subset(partition(train.labels.numpy(), sites, scheme="iid", seed=0)[site])
+    if site == 0:
+        held, _ = mislabel(held, 0.6, num_classes=2, seed=0)
     return held.images, held.labels, held.ids
 
 
