@@ -38,6 +38,7 @@ def make_strategy(settings: AppSettings, **options: Any) -> AFUIC:
         proxies_provenance=f"{data.dataset.source}; {data.dataset.licence}; validation split",
         merge=settings.merge,  # type: ignore[arg-type]
         lock=settings.lock,
+        fidelity=settings.fidelity,
         prediction_invariance=settings.prediction_invariance,
         phi=settings.phi,
         unlearning=UnlearningSettings(objective=settings.objective),

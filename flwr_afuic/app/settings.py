@@ -48,7 +48,7 @@ class AppSettings:
         Rounds trained after the merge.
     max_rounds : int
         The run ends here in any case.
-    merge, lock, prediction_invariance, phi, objective
+    merge, lock, fidelity, prediction_invariance, phi, objective
         Of :class:`flwr_afuic.strategies.AFUIC`.
     straggler : float
         Slow-down of ``site-1`` on the ``virtual`` engine.
@@ -77,6 +77,7 @@ class AppSettings:
     max_rounds: int = 120
     merge: str = "delta"
     lock: bool = True
+    fidelity: bool = True
     prediction_invariance: bool = True
     phi: str = "monai"
     objective: str = "reference-bounded"

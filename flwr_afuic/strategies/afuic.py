@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flwr_afuic.calibration.fidelity import FidelitySettings
 from flwr_afuic.calibration.invariance import InvarianceSettings
 from flwr_afuic.calibration.transforms import Phi, make_phi
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook
@@ -53,6 +54,9 @@ class AFUIC(AsyncStrategy):
         algorithm 1, and loses what retained sites learned meanwhile.
     lock : bool
         The relearning lock: a half-space the model may not leave after a merge (ours).
+    fidelity : bool
+        A few steps on the proxies before each ``delta`` merge that keep the model's
+        predictions (ours), see :func:`~flwr_afuic.calibration.fidelity.keep_fidelity`.
     prediction_invariance : bool
         KL consistency under ``phi`` on the proxies after each merge (the paper's Eq. 4).
     phi : str or Phi
@@ -64,6 +68,8 @@ class AFUIC(AsyncStrategy):
         Making of the proxy-distilled reference.
     invariance : InvarianceSettings
         Steps of prediction invariance.
+    fidelity_settings : FidelitySettings
+        Steps that keep fidelity at a merge.
     verify_rounds : int
         Rounds in which the forget level must hold before a request is completed.
     watch_every : int
@@ -100,11 +106,13 @@ class AFUIC(AsyncStrategy):
         proxies_provenance: str = "",
         merge: MergeRule = "delta",
         lock: bool = True,
+        fidelity: bool = True,
         prediction_invariance: bool = True,
         phi: str | Phi = "monai",
         unlearning: UnlearningSettings | None = None,
         distillation: DistillationSettings | None = None,
         invariance: InvarianceSettings | None = None,
+        fidelity_settings: FidelitySettings | None = None,
         verify_rounds: int = 5,
         watch_every: int = 5,
         max_attempts: int = 3,
@@ -142,6 +150,8 @@ class AFUIC(AsyncStrategy):
         self.merge: MergeRule = merge
         self.lock = lock
         self.prediction_invariance = prediction_invariance and self.proxies is not None
+        use_fidelity = fidelity and merge == "delta" and self.proxies is not None
+        self.fidelity_steps = (fidelity_settings or FidelitySettings()) if use_fidelity else None
         chosen = make_phi(phi) if isinstance(phi, str) else phi  # a wrong name never passes
         self.phi: Phi | None = chosen if self.prediction_invariance else None
         self.unlearning = unlearning or UnlearningSettings()

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flwr_afuic.calibration.fidelity import FidelitySettings, keep_fidelity
 from flwr_afuic.calibration.invariance import InvarianceSettings, calibrate
 from flwr_afuic.calibration.lock import RelearningLock
-from flwr_afuic.calibration.transforms import Phi
+from flwr_afuic.calibration.transforms import MonaiPhi, Phi
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.journal import Span
 from flwr_afuic.federation.layout import Arrays, Vector
@@ -45,6 +46,8 @@ class Calibrator:
         Needed for prediction invariance.
     settings : InvarianceSettings
         Of the optimisation steps.
+    fidelity : FidelitySettings or None
+        Of the steps before each merge that keep the model's predictions; None turns them off.
     virtual_seconds : float
         What one calibration takes on a virtual clock.
     """
@@ -58,6 +61,7 @@ class Calibrator:
         factory: ModelFactory | None,
         proxies: Tensor | None,
         settings: InvarianceSettings,
+        fidelity: FidelitySettings | None,
         virtual_seconds: float,
     ) -> None:
         self._run = run
@@ -66,6 +70,7 @@ class Calibrator:
         self._factory = factory
         self._proxies = proxies
         self._settings = settings
+        self._fidelity = fidelity
         self._virtual_seconds = virtual_seconds
         self._job: Job[Vector] | None = None
         self._active = False
@@ -115,6 +120,44 @@ class Calibrator:
                 text = f"the lock of {dropped} is dropped: {error}"
                 self._run.note("lock-dropped", "", text, level=WARNING)
         return vector
+
+    def start_fidelity(self, delta: Vector) -> Job[Vector] | None:
+        """Start the fidelity steps for a delta in the background; None where they are off."""
+        factory, proxies, settings = self._factory, self._proxies, self._fidelity
+        if settings is None or factory is None or proxies is None:
+            return None
+        run = self._run
+        arrays = run.arrays
+        merged = run.layout.with_trained(run.layout.flatten(arrays) + delta, arrays)
+        seed = derive_seed(run.settings.seed, "fidelity", run.version)
+
+        def compute() -> Vector:
+            teacher, model = factory(), factory()
+            set_arrays(teacher, arrays)
+            set_arrays(model, merged)
+            with torch.enable_grad():
+                keep_fidelity(model, teacher, proxies, MonaiPhi(), settings=settings, seed=seed)
+            return run.layout.flatten(get_arrays(model)) - run.layout.flatten(merged)
+
+        return run.worker.submit(compute, virtual_seconds=self._virtual_seconds)
+
+    def fidelity_step(self, job: Job[Vector]) -> Vector | None:
+        """Return what finished fidelity steps changed; None, with a note, where they failed."""
+        started = self._run.started
+        self._run.journal.server_spans.append(
+            Span("server", "fidelity", job.start - started, job.end - started)
+        )
+        try:
+            step = job.result()
+        except Exception as error:  # noqa: BLE001 - user code failed; the merge goes on without
+            text = f"the merge goes on without fidelity steps, which failed: {error}"
+            self._run.note("fidelity-failed", "", text, level=WARNING)
+            return None
+        if not bool(np.isfinite(step).all()):
+            text = "the merge goes on without fidelity steps, which diverged"
+            self._run.note("fidelity-failed", "", text, level=WARNING)
+            return None
+        return step
 
     def after_version(self) -> None:
         """Start invariance steps on the newest version, unless some are still running."""

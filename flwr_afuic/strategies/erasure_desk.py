@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from flwr_afuic import wire
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook, State
-from flwr_afuic.federation.layout import Arrays
+from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.worker import Job
 from flwr_afuic.strategies.dispatcher import Task
@@ -33,6 +31,8 @@ class Attempt:
         From when on the site's silence counts (seconds, engine's clock).
     failures, polls : int
         Unlearning tasks that failed, and unanswered questions who the site is.
+    delta, fidelity_job : ndarray of shape (p,), Job or None
+        The site's delta, and the fidelity steps its merge waits for.
     next_verification : int
         Round from which the site is asked for its next verification.
     """
@@ -45,6 +45,8 @@ class Attempt:
     polls: int = 0
     next_verification: int = 0
     reference_noted: bool = False
+    delta: Vector | None = None
+    fidelity_job: Job[Vector] | None = None
 
     def release(self) -> None:
         """Let go of the models."""
@@ -59,10 +61,10 @@ class MergeFacts:
     base_version: int
     merge_version: int
     staleness: int
-    base: np.ndarray[Any, np.dtype[np.float64]]
-    current: np.ndarray[Any, np.dtype[np.float64]]
-    after: np.ndarray[Any, np.dtype[np.float64]]
-    delta: np.ndarray[Any, np.dtype[np.float64]]
+    base: Vector
+    current: Vector
+    after: Vector
+    delta: Vector
 
 
 class ErasureDesk:

@@ -78,6 +78,7 @@ class ErasureHooks(RunHooks):
             factory=settings.model_factory,
             proxies=settings.proxies,
             settings=settings.invariance,
+            fidelity=settings.fidelity_steps,
             virtual_seconds=settings.virtual_invariance_seconds,
         )
         self.desk = ErasureDesk(settings, self.book, run)
@@ -188,6 +189,8 @@ class ErasureHooks(RunHooks):
                     if record.request_id not in self._opened:
                         self._open(record)
                     self.tasks.try_dispatch(record)
+                elif record.state is State.UNLEARNED:
+                    self.tasks.try_merge(record)
                 elif record.state in (State.VERIFYING, State.COMPLETED):
                     self.verification.try_send(record)
                 if record.open:

@@ -7,6 +7,7 @@ import torch
 from flwr.app import MessageType
 
 from flwr_afuic import wire
+from flwr_afuic.calibration.fidelity import confine
 from flwr_afuic.erasure.book import ErasureRecord, State
 from flwr_afuic.errors import WireError
 from flwr_afuic.federation.journal import Span
@@ -186,7 +187,8 @@ class UnlearningTasks:
         if evidence.stop_reason == STOP_DIVERGED:
             # The site is back at the snapshot: a zero delta must not pass for an erasure.
             raise WireError("the unlearning diverged at the site")
-        start, merged = self._merged(record, reply.arrays)
+        delta = run.layout.flatten(reply.arrays)
+        self._merged(record, delta)  # refuses what would not stay finite, before anything moves
         run.roster.succeeded(task.member)
         record.evidence.append(evidence)
         before, after = evidence.before, evidence.after
@@ -196,38 +198,48 @@ class UnlearningTasks:
             f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, accuracy "
             f"{before.accuracy:.3f} -> {after.accuracy:.3f} in {evidence.steps} steps",
         )
-        self._adopt(record, run.layout.flatten(reply.arrays), start, merged)
+        attempt = desk.attempts[record.request_id]
+        attempt.delta = delta
+        attempt.fidelity_job = self._calibrator.start_fidelity(delta)
+        self.try_merge(record)
 
-    def _merged(self, record: ErasureRecord, update: Arrays) -> tuple[Vector, Arrays]:
+    def try_merge(self, record: ErasureRecord) -> None:
+        """Merge a delta once the fidelity steps for it, where there are any, are done."""
+        attempt = self._desk.attempts[record.request_id]
+        job, delta = attempt.fidelity_job, attempt.delta
+        if delta is None or (job is not None and not job.done()):
+            return
+        step = None if job is None else self._calibrator.fidelity_step(job)
+        merged = self._merged(record, delta, step)
+        attempt.delta, attempt.fidelity_job = None, None
+        self._adopt(record, delta, merged)
+
+    def _merged(self, record: ErasureRecord, delta: Vector, step: Vector | None = None) -> Arrays:
         """Merge the delta into the current model: ``w <- w_c + d``, not weighted by staleness.
 
-        With ``merge="overwrite"``, the paper's rule, the model becomes ``w_s + d`` and what
-        the retained sites learned since the snapshot is lost. What earlier erasures locked
-        stays locked. Statistics and counters stay those of the current model: they carry no
-        delta.
-
-        Returns
-        -------
-        (ndarray of shape (p,), list of ndarray)
-            The snapshot, and the model after the merge.
+        The fidelity ``step``, confined, comes on top. With ``merge="overwrite"``, the paper's
+        rule, the model becomes ``w_s + d`` and what the retained sites learned since the
+        snapshot is lost. What earlier erasures locked stays locked. Statistics and counters
+        stay those of the current model: they carry no delta.
         """
         run, settings = self._desk.run, self._desk.settings
         layout = run.layout
         snapshot = layout.flatten(self._desk.attempts[record.request_id].snapshot)
-        start = snapshot if settings.merge == "overwrite" else layout.flatten(run.arrays)
+        current = layout.flatten(run.arrays)
+        start = snapshot if settings.merge == "overwrite" else current
+        if step is not None:
+            start = start + confine(step, delta=delta, progress=current - snapshot)
         with np.errstate(over="ignore"):
-            vector = self._calibrator.allowed(start + layout.flatten(update))
+            vector = self._calibrator.allowed(start + delta)
             merged = layout.with_trained(vector, run.arrays)
         if layout.problems(merged):
             raise WireError("the erasure delta is so large that the merged model is not finite")
-        return snapshot, merged
+        return merged
 
-    def _adopt(
-        self, record: ErasureRecord, delta: Vector, snapshot: Vector, merged: Arrays
-    ) -> None:
+    def _adopt(self, record: ErasureRecord, delta: Vector, merged: Arrays) -> None:
         desk, run = self._desk, self._desk.run
         attempt = desk.attempts[record.request_id]
-        current = run.layout.flatten(run.arrays)
+        snapshot, current = (run.layout.flatten(a) for a in (attempt.snapshot, run.arrays))
         staleness = run.version - attempt.version
         run.adopt(merged, "erasure", (record.site,))
         after = run.layout.flatten(run.arrays)
