@@ -24,6 +24,10 @@ class Member:
     protocol : int or None
         Version of the erasure protocol its client speaks; None for a plain client, or
         while unknown.
+    due_evaluation : int
+        Round whose evaluation it is still to be asked for, or 0.
+    trains_next : bool
+        Whether its last task was an evaluation, so that training has its turn.
     """
 
     node_id: int
@@ -38,6 +42,7 @@ class Member:
     last_failure: str = ""
     not_before: float = 0.0
     due_evaluation: int = 0
+    trains_next: bool = False
     last_version: int = field(default=-1)
 
 

@@ -279,7 +279,9 @@ class FederationRun:
             return self._send_evaluations(free)
         sent = False
         for member in free:
-            send = self._send_evaluation if member.due_evaluation else self._send_training
+            # A slow site is due again by the time it has evaluated: training takes turns.
+            evaluates = member.due_evaluation and not member.trains_next
+            send = self._send_evaluation if evaluates else self._send_training
             sent = send(member) or sent
         return sent
 
@@ -291,6 +293,7 @@ class FederationRun:
         return any(sent)
 
     def _send_training(self, member: Member) -> bool:
+        member.trains_next = False
         version, arrays = self.version, self.arrays
         if not member.returns_delta:
             full = len(self.snapshots) >= self.settings.max_snapshots
@@ -313,7 +316,7 @@ class FederationRun:
         config = self.config_for(member, "evaluate", self._evaluate_config)
         config["server-round"] = member.due_evaluation
         task = Task(member, "evaluate", self.version, member.due_evaluation)
-        member.due_evaluation = 0
+        member.due_evaluation, member.trains_next = 0, True
         content = self.dialect.evaluate(self.record_of(self.version, self.arrays), config)
         return self.dispatcher.send(task, MessageType.EVALUATE, content)
 
@@ -515,8 +518,8 @@ class FederationRun:
             for task, message in self.dispatcher.replies():
                 self._handle_last(task, message)
             if self.dispatcher.pending:
-                virtual = self.clock.virtual
-                self.clock.sleep(_VIRTUAL_IDLE_SECONDS if virtual else self.settings.poll_interval)
+                idle = _VIRTUAL_IDLE_SECONDS if self.clock.virtual else self.settings.poll_interval
+                self.clock.sleep(min(idle, max(0.0, end - self.clock.now())))
             elif not any(member.due_evaluation for member in self.roster.free()):
                 return
 
