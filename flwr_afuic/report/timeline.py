@@ -19,6 +19,7 @@ KINDS = {
     "unlearn": ("unlearning", "#d55e00"),
     "verify": ("verifying", "#e69f00"),
     "reference": ("making the reference", "#0072b2"),
+    "fidelity": ("keeping fidelity", "#009e73"),
     "invariance": ("invariance calibration", "#56b4e9"),
 }
 _OTHER = ("other work", "#b9a6c9")
