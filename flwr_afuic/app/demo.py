@@ -13,11 +13,12 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from flwr_afuic.app.arms import ArmsResult, run_arms
-from flwr_afuic.app.client_app import make_client_app
-from flwr_afuic.app.engines import run_engine
-from flwr_afuic.app.federation import build_federation, limit_threads
+from flwr_afuic.app.client_app import make_client_app, network
+from flwr_afuic.app.engines import check_engine, run_engine
+from flwr_afuic.app.federation import limit_threads
 from flwr_afuic.app.local import SpeedModel
 from flwr_afuic.app.scoring import Scorer
+from flwr_afuic.app.server_app import make_strategy
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.app.summary import run_record, summarise
 from flwr_afuic.errors import ConfigError, FederationError
@@ -47,7 +48,9 @@ def run_demo(
         Of any kind, with one clear line.
     """
     limit_threads()
-    build_federation(settings)  # fails early, before any engine starts
+    check_engine(engine)
+    make_strategy(settings)  # with its data and model: fails here, before any engine starts
+    network(settings)
     began = time.monotonic()
     results: list[ArmsResult] = []
     with TemporaryDirectory(prefix="flwr-afuic-sites-") as folder:

@@ -52,18 +52,28 @@ def run_engine(
     ConfigError
         If the engine is unknown, or needs an extra that is not installed.
     """
-    if engine in ("local", "virtual"):
-        grid = LocalGrid(client_app, sites, speed=speed if engine == "virtual" else None)
-        try:
-            main(grid)
-        finally:
-            grid.close()
-    elif engine == "simulation":
+    check_engine(engine)
+    if engine == "simulation":
         _simulate(main, client_app, sites)
-    else:
+        return
+    grid = LocalGrid(client_app, sites, speed=speed if engine == "virtual" else None)
+    try:
+        main(grid)
+    finally:
+        grid.close()
+
+
+def check_engine(engine: str) -> None:
+    """Raise ConfigError if the engine is unknown, or needs an extra that is not installed."""
+    if engine not in get_args(Engine):
         raise ConfigError(
             f"unknown engine {engine!r}; use one of {', '.join(get_args(Engine))}, or "
             "deployment by hand as the documentation describes"
+        )
+    if engine == "simulation" and importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "the simulation engine needs Ray: pip install 'flwr-afuic[simulation]', or use "
+            "--engine local"
         )
 
 
@@ -73,11 +83,6 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
     Ray's CPUs are tokens for its scheduler, not cores: a token per actor gives each site its
     own process on any machine, and one thread each.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError(
-            "the simulation engine needs Ray: pip install 'flwr-afuic[simulation]', or use "
-            "--engine local"
-        )
     for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     from flwr.simulation import run_simulation
