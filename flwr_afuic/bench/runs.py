@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from flwr_afuic.app.engines import check_engine
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.errors import AfuicError, ConfigError, DataError, FederationError
 
@@ -82,6 +83,7 @@ class Runner:
     ) -> None:
         if workers < 1:
             raise ConfigError(f"workers is {workers}; it must be at least 1")
+        check_engine(engine)
         self._folder, self._engine, self._workers = folder, engine, workers
         self._fresh, self._told = fresh, told
 
