@@ -102,16 +102,16 @@ class PlainClient(NumPyClient):
         return self.site.evaluate(self.partition, parameters, config)
 
 
-def numpy_app(site: Site) -> ClientApp:
+def numpy_app(site: Site, mods: Any = None) -> ClientApp:
     def client_fn(context: Context) -> Any:
         return PlainClient(site, int(context.node_config["partition-id"])).to_client()
 
-    return ClientApp(client_fn=client_fn)
+    return ClientApp(client_fn=client_fn, mods=mods)
 
 
-def message_app(site: Site) -> ClientApp:
+def message_app(site: Site, mods: Any = None) -> ClientApp:
     """A Message-API app as a FedAvg user writes it."""
-    app = ClientApp()
+    app = ClientApp(mods=mods)
 
     def read(message: Message) -> tuple[Arrays, dict[str, Any]]:
         arrays = message.content["arrays"]
@@ -181,10 +181,14 @@ class SpyGrid(LocalGrid):
         return ids
 
     def pull_messages(self, message_ids: Any) -> Any:
-        wanted = [i for i in message_ids if self.in_flight.get(i) not in self.deaf]
-        found = super().pull_messages(wanted)
-        for reply in found:
-            self.in_flight.pop(reply.metadata.reply_to_message_id, None)
+        found: list[Message] = []
+        for message_id in message_ids:
+            if self.in_flight.get(message_id) in self.deaf:
+                continue
+            replies = super().pull_messages([message_id])
+            if replies:
+                self.in_flight.pop(message_id, None)
+            found += replies
         return found
 
     def pushed(self, node: int, kind: str = "train") -> list[float]:
