@@ -59,7 +59,7 @@ class UnlearningObjective(Protocol):
         ...
 
 
-_FAR = 0.5  # nats below the bound
+_FAR = 0.25  # nats below the bound
 _SURE = math.log(9.0)  # log-odds of p = .9
 
 
@@ -80,18 +80,24 @@ def _check_finite(name: str, value: float, *, positive: bool) -> None:
 class ReferenceBounded:
     """Raise each erased sample's loss to the reference's, and no further (the default).
 
-    ``E_f max(0, l_ref(x, y) + margin - l_w(x, y))``, l = cross-entropy. Without a reference,
+    ``E_f max(0, l_ref(x, y) + margin - l_w(x, y))``, l = cross-entropy. Forgetting some samples
+    drags others along; those the reference gets right, which a retrained model would know too,
+    are held back by ``keep * max(0, l_w - l_ref)``. The rest may go beyond the reference: held
+    exactly at it, erased influence came back within a few rounds. Without a reference,
     ``l_ref`` is the mean loss of the site's held-out data: a weaker bound, since a model that
     never saw a poisoned sample has a far higher loss on it than on clean held-out data.
 
     Cross-entropy has hardly any slope on a sample the model is sure of (``1 - p``), so that
-    thoroughly memorised data would never start to move. Where more than half a nat is missing
-    and ``p > .9``, a tenth of the log-odds beyond ``p = .9`` is added: the slope stays above .1.
+    thoroughly memorised data would never start to move. Where more than a quarter of a nat is
+    missing and ``p > .9``, a tenth of the log-odds beyond ``p = .9`` is added: the slope stays
+    above .1.
 
     Parameters
     ----------
     margin : float, default 0.0
         Added to the reference's loss, in nats.
+    keep : float, default 0.3
+        Weight of the part that holds known samples back; not used without a reference.
 
     Notes
     -----
@@ -99,13 +105,15 @@ class ReferenceBounded:
     """
 
     margin: float = 0.0
+    keep: float = 0.3
     name: str = "reference-bounded"
 
     def __post_init__(self) -> None:
         _check_finite("margin", self.margin, positive=False)
+        _check_finite("keep", self.keep, positive=False)
 
     def loss(self, batch: ForgetBatch) -> Tensor:
-        """Hinge between the reference's loss and the model's, mean over the batch."""
+        """Distance from the reference's loss, weighted by its side, mean over the batch."""
         own = functional.cross_entropy(batch.logits, batch.labels, reduction="none")
         if batch.reference is not None:
             bound = functional.cross_entropy(batch.reference, batch.labels, reduction="none")
@@ -119,7 +127,11 @@ class ReferenceBounded:
         missing = bound + self.margin - own
         beyond = functional.relu(_log_odds(batch.logits, batch.labels) - _SURE)
         push = torch.where(missing > _FAR, 0.1 * beyond, 0.0)
-        return (functional.relu(missing) + push).mean()
+        total = functional.relu(missing) + push
+        if batch.reference is not None and self.keep > 0:
+            known = batch.reference.argmax(dim=1) == batch.labels
+            total = total + self.keep * known * functional.relu(-missing)
+        return total.mean()
 
     def reached(self, score: ForgetScore) -> bool:
         """Never early: the hinge itself goes to zero."""
@@ -247,8 +259,8 @@ def make_objective(name: str, **options: float) -> UnlearningObjective:
     name : str
         One of ``OBJECTIVE_NAMES``.
     **options : float
-        Options of that objective: ``margin`` (reference-bounded), ``bound`` (ascent), ``beta``
-        (anchored-npo).
+        Options of that objective: ``margin``, ``keep`` (reference-bounded), ``bound`` (ascent),
+        ``beta`` (anchored-npo).
 
     Returns
     -------

@@ -23,9 +23,13 @@ class UnlearningSettings:
     objective_option : float or None
         The objective's one number (``margin``, ``bound`` or ``beta``); None takes its default.
     steps : int, default 60
-        Most gradient steps.
-    lr, momentum : float
-        Of SGD.
+        Gradient steps of one attempt.
+    attempts : int, default 3
+        Most attempts; another follows only where the forget level is not met yet.
+    lr : float, default 0.1
+        Of SGD, at the start of an attempt; decays to zero along a half cosine.
+    momentum : float, default 0.5
+        Higher values overshoot the reference.
     clip : float, default 1.0
         Greatest gradient norm.
     batch_size : int, default 64
@@ -46,8 +50,9 @@ class UnlearningSettings:
     objective: str = "reference-bounded"
     objective_option: float | None = None
     steps: int = 60
-    lr: float = 0.03
-    momentum: float = 0.9
+    attempts: int = 3
+    lr: float = 0.1
+    momentum: float = 0.5
     clip: float = 1.0
     batch_size: int = 64
     anchor_batch_size: int = 64
@@ -55,7 +60,7 @@ class UnlearningSettings:
     check_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "anchor_batch_size", "check_every"):
+        for name in ("steps", "attempts", "batch_size", "anchor_batch_size", "check_every"):
             check_count(name, getattr(self, name))
         for name in ("lr", "clip"):
             check_range(name, getattr(self, name), above=True)

@@ -9,6 +9,7 @@ import torch
 
 from flwr_afuic.errors import ConfigError, DataError
 from flwr_afuic.unlearning.inference import index_batches, score_logits
+from flwr_afuic.unlearning.level import forget_level_met
 from flwr_afuic.unlearning.local import (
     ForgetScore,
     UnlearningSettings,
@@ -112,6 +113,25 @@ def test_without_a_reference_the_holdout_score_is_the_level(toy, model):
     assert outcome.after.loss >= 0.4
     with pytest.raises(ConfigError, match="held-out"):
         run(toy, model)
+
+
+def test_another_attempt_follows_only_where_the_level_is_not_met(toy, trained, reference):
+    short = run(toy, copy.deepcopy(trained), reference, steps=1, lr=1e-4, attempts=2)
+    assert short.steps == 2
+    assert not forget_level_met(short.after, short.reference).met
+    easy = ForgetScore(loss=0.0, accuracy=1.0, count=50)
+    assert run(toy, copy.deepcopy(trained), holdout=easy, steps=5, attempts=9).steps == 5
+
+
+def test_memorised_marks_are_forgotten_too(toy, trained, reference):
+    # Logits ten times as large: cross-entropy's slope on the marked images rounds to zero.
+    sure = copy.deepcopy(trained)
+    with torch.no_grad():
+        sure[5].weight *= 10
+        sure[5].bias *= 10
+    outcome = run(toy, sure, reference, clip=100.0, lr=0.3)
+    assert outcome.before.loss < 1e-12
+    assert outcome.after.loss > 0.3
 
 
 def test_divergence_gives_the_snapshot_back(toy, model, reference):

@@ -56,6 +56,14 @@ def test_saturated_samples_still_move():
     assert make_objective("reference-bounded").loss(sure).item() == 0
 
 
+def test_what_the_reference_knows_is_held_back():
+    # Both are a factor beyond the reference; it gets only the first right (.6 > .5).
+    b = batch([(0.3, 0.7), (0.1, 0.9)], reference=[(0.6, 0.4), (0.4, 0.6)])
+    expected = 0.3 * math.log(2) / 2
+    assert make_objective("reference-bounded").loss(b).item() == pytest.approx(expected, abs=1e-6)
+    assert make_objective("reference-bounded", keep=0.0).loss(b).item() == 0
+
+
 def test_a_margin_raises_the_bound():
     b = batch([(0.5, 0.5)], reference=[(0.5, 0.5)])
     assert make_objective("reference-bounded").loss(b).item() == 0
