@@ -57,6 +57,10 @@ class AsyncStrategy(Strategy):
     max_snapshots : int
         Distinct base versions held for clients that return weights; beyond it such clients
         are sent the newest version already held.
+    client_deltas : bool
+        Let clients of ours return differences, for which the server keeps no snapshot.
+        Turn it off where the sites run Flower's ``LocalDpMod`` or clipping mods: those
+        take what a client returns for weights, and would clip a difference wrongly.
     min_available_nodes : int
         Training starts once this many nodes are connected.
     evaluate_every : int
@@ -105,6 +109,7 @@ class AsyncStrategy(Strategy):
         max_staleness: int = 20,
         dialect: str = "numpy",
         max_snapshots: int = 8,
+        client_deltas: bool = True,
         min_available_nodes: int = 2,
         evaluate_every: int = 1,
         retry_backoff: float = 1.0,
@@ -128,6 +133,7 @@ class AsyncStrategy(Strategy):
         self.max_staleness = max_staleness
         self.dialect = dialect
         self.max_snapshots = max_snapshots
+        self.client_deltas = client_deltas
         self.min_available_nodes = min_available_nodes
         self.evaluate_every = evaluate_every
         self.retry_backoff = retry_backoff

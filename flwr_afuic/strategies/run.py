@@ -303,7 +303,7 @@ class FederationRun:
             self.snapshots.acquire(version, arrays)
         config = self.config_for(member, wire.TASK_TRAIN, self._train_config)
         config[wire.VERSION] = version
-        config[wire.WANT_DELTA] = True
+        config[wire.WANT_DELTA] = self.settings.client_deltas
         content = self.dialect.train(self.record_of(version, arrays), config, {})
         task = Task(member, "train", version, self.round, holds_snapshot=not member.returns_delta)
         if self.dispatcher.send(task, MessageType.TRAIN, content):

@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import (
     FedAvg,
 )
 
+from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError, FederationError
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
 from flwr_afuic.strategies.codec import to_record
@@ -113,6 +114,22 @@ def test_local_differential_privacy_at_the_sites(dialect: str, mod: Any) -> None
         sum(float(((after[n] - before[m]) ** 2).sum()) for n, m in zip(after, before, strict=True))
     )
     assert 0 < moved <= 3 * 0.01 * 1.001
+
+
+def test_privacy_mods_and_clients_that_return_differences() -> None:
+    class Deltas(sites.Site):
+        def train(self, partition: int, arrays: list[np.ndarray], config: Any) -> Any:
+            step = [np.full_like(a, 0.5) for a in arrays]
+            if config[wire.WANT_DELTA]:
+                return step, 10, {}
+            return [a + s for a, s in zip(arrays, step, strict=True)], 10, {}
+
+    grid = sites.SpyGrid(sites.message_app(Deltas(), [LocalDpMod(0.01, 0.0, 1.0, 1e-5)]), NODES)
+    result = ours(client_deltas=False).start(grid, two_arrays(), num_rounds=1)
+    grid.close()
+    moved = sites.values(result.arrays)["w"]
+    # Five entries of .5 each, clipped to a norm of .01.
+    np.testing.assert_allclose(moved, 0.01 / np.sqrt(5), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dialect", ["message", "numpy"])
