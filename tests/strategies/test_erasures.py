@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_retained_sites_never_wait():
     assert outcome.states() == LIFE
     for name in ("site-1", "site-2"):
         spans = [s for s in outcome.strategy.journal.spans if s.site == name]
-        gaps = [b.start - a.end for a, b in zip(spans, spans[1:], strict=False)]
+        gaps = [b.start - a.end for a, b in itertools.pairwise(spans)]
         assert max(gaps) < 1e-9
 
 
