@@ -54,6 +54,7 @@ class Site:
     on_unlearn: Callable[[], None] = lambda: None
     on_test: Callable[[], None] = lambda: None
     stop_reason: str = "budget"
+    unlearning_steps: int = 10
     spoil: Callable[[list], list] = lambda arrays: arrays
     trained_on: list[list[str]] = field(default_factory=list)
     unlearned: list = field(default_factory=list)
@@ -111,7 +112,7 @@ class ScriptedClient(ErasureClient):
             after=FORGOTTEN,
             reference=None,
             holdout=self.script.level,
-            steps=10,
+            steps=self.script.unlearning_steps,
             stop_reason=self.script.stop_reason,
             delta_norm=1.0,
         )

@@ -36,7 +36,7 @@ FOLLOWS: dict[State, frozenset[State]] = {
         {State.DISPATCHED, State.MERGED, State.REFUSED, State.FAILED, State.CANCELLED}
     ),
     State.DISPATCHED: frozenset({State.UNLEARNED, State.RECEIVED, State.FAILED, State.CANCELLED}),
-    State.UNLEARNED: frozenset({State.MERGED, State.HELD, State.FAILED}),
+    State.UNLEARNED: frozenset({State.MERGED, State.HELD, State.FAILED, State.CANCELLED}),
     State.HELD: frozenset({State.MERGED, State.FAILED, State.CANCELLED}),
     State.MERGED: frozenset({State.VERIFYING}),
     State.VERIFYING: frozenset(

@@ -51,6 +51,7 @@ class Attempt:
     def release(self) -> None:
         """Let go of the models."""
         self.snapshot, self.reference_job = [], None
+        self.delta, self.fidelity_job = None, None
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ class ErasureDesk:
             attempt.release()
         self.readmit(record.site)
 
+    def refuse(self, site: str) -> None:
+        """Send a site no more tasks of training; an evaluation it was due for falls away."""
+        self.withdrawn.add(site)
+        for member in self.run.roster.members:
+            if member.site == site:
+                member.due_evaluation = 0
+
     def withdraw(self, site: str) -> int:
         """Refuse a site's updates, those in flight and those not merged yet included.
 
@@ -115,7 +123,7 @@ class ErasureDesk:
             Number of unmerged updates discarded.
         """
         run = self.run
-        self.withdrawn.add(site)
+        self.refuse(site)
         for task in run.dispatcher.pending:
             if task.member.site == site and task.kind == "train":
                 task.refused = True

@@ -111,7 +111,7 @@ class ErasureHooks(RunHooks):
             self._by_operator.add(notice.request_id)
             self.book.file(notice, site, **self.desk.now())
             # The loop takes the snapshot when it comes by; the site trains no more already.
-            self.desk.withdrawn.add(site)
+            self.desk.refuse(site)
             return notice.request_id
 
     def cancel(self, request_id: str) -> None:
@@ -226,8 +226,8 @@ class ErasureHooks(RunHooks):
         now, limit = self.run.clock.now(), self.settings.site_timeout
         if not self._waits_for_site(record, attempt):
             attempt.since = now
-        if now - attempt.since < limit:
-            return
+        if now - attempt.since < limit or self.desk.busy(record.site):
+            return  # a task in flight has a deadline of its own
         text = f"no usable word from the site for {limit:g} s"
         if record.state is State.VERIFYING:
             text += f"; {record.verified_rounds} rounds verified"

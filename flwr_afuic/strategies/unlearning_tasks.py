@@ -210,8 +210,11 @@ class UnlearningTasks:
         if delta is None or (job is not None and not job.done()):
             return
         step = None if job is None else self._calibrator.fidelity_step(job)
-        merged = self._merged(record, delta, step)
-        attempt.delta, attempt.fidelity_job = None, None
+        try:
+            merged = self._merged(record, delta, step)
+        except WireError as error:  # it fitted the model at its arrival, but not this one
+            self._desk.close(record, State.FAILED, str(error))
+            return
         self._adopt(record, delta, merged)
 
     def _merged(self, record: ErasureRecord, delta: Vector, step: Vector | None = None) -> Arrays:
@@ -241,9 +244,10 @@ class UnlearningTasks:
         attempt = desk.attempts[record.request_id]
         snapshot, current = (run.layout.flatten(a) for a in (attempt.snapshot, run.arrays))
         staleness = run.version - attempt.version
+        # Noted first: whoever hears of the new version can no longer cancel.
+        record.merge_version, record.merge_round = run.version + 1, run.round
         run.adopt(merged, "erasure", (record.site,))
         after = run.layout.flatten(run.arrays)
-        record.merge_version, record.merge_round = run.version, run.round
         facts = (snapshot, current, after, delta)
         desk.settings.merges.append(
             MergeFacts(record.request_id, attempt.version, run.version, staleness, *facts)

@@ -17,7 +17,7 @@ from tests.erasure_helpers import request_id
 ALLOWED = {
     "received": "dispatched merged refused failed cancelled",
     "dispatched": "unlearned received failed cancelled",
-    "unlearned": "merged held failed",
+    "unlearned": "merged held failed cancelled",
     "held": "merged failed cancelled",
     "merged": "verifying",
     "verifying": "completed completed-unverified received failed",
