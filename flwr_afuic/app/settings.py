@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -99,6 +100,11 @@ class AppSettings:
         for name in ("poison_fraction", "forget_fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
+        for name in ("alpha", "lr", "clip", "straggler"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if self.max_rounds <= self.request_round:
             raise ConfigError(
                 f"max_rounds ({self.max_rounds}) must exceed request_round ({self.request_round})"
