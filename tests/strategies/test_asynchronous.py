@@ -232,7 +232,8 @@ def test_what_evaluate_fn_raises_reaches_the_caller_and_loses_no_model(mode: str
     with pytest.raises(ZeroDivisionError, match="no test images"):
         strategy.start(grid, sites.small(), num_rounds=3, evaluate_fn=evaluate)
     assert weight(strategy) > 0
-    # The grid's clock is left as it was found, so the next run on it works.
+    # The grid's clock is left as it was found, and the next run on it works.
+    assert len(grid.clock._sources) == 1
     assert weight(AsyncStrategy(mode=mode).start(grid, sites.small(), num_rounds=1)) > 0
     grid.close()
 
