@@ -40,6 +40,18 @@ class Span:
 
 
 @dataclass
+class Counters:
+    """Numbers of updates by fate."""
+
+    accepted: int = 0
+    stale: int = 0
+    refused: int = 0
+    quarantined: int = 0
+    failed: int = 0
+    expired: int = 0
+
+
+@dataclass
 class Journal:
     """Append-only record of a run. Times are seconds since ``start()``."""
 

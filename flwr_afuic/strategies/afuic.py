@@ -21,7 +21,7 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
 from flwr_afuic.strategies.erasure_desk import MergeFacts
 from flwr_afuic.strategies.erasures import ErasureHooks
-from flwr_afuic.strategies.run import RunHooks
+from flwr_afuic.strategies.hooks import RunHooks
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
 

@@ -20,7 +20,9 @@ from flwr_afuic.federation.layout import ArrayKind, Arrays, Layout
 from flwr_afuic.federation.staleness import StalenessRule, staleness_weight
 from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
-from flwr_afuic.strategies.run import EvaluateFn, FederationRun, RunHooks
+from flwr_afuic.strategies.evaluations import EvaluateFn
+from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.run import FederationRun
 
 Mode = Literal["async", "sync"]
 OnVersion = Callable[[VersionEntry, Arrays], None]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
-from flwr_afuic.strategies.run import RunHooks
+from flwr_afuic.strategies.hooks import RunHooks
 
 
 class _WithoutSites(RunHooks):

@@ -31,7 +31,8 @@ from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.strategies.calibrator import Calibrator
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk, MergeFacts
-from flwr_afuic.strategies.run import FederationRun, RunHooks
+from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.strategies.unlearning_tasks import UnlearningTasks
 from flwr_afuic.strategies.verification import Verification
 from flwr_afuic.unlearning.inference import predict

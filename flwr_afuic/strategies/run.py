@@ -7,89 +7,36 @@ unlearning tasks, calibration) it adds through :class:`RunHooks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from flwr_afuic import wire
 from flwr_afuic.errors import AfuicError, FederationError, LayoutError, WireError
-from flwr_afuic.federation.buffer import Update, UpdateBuffer
+from flwr_afuic.federation.buffer import UpdateBuffer
 from flwr_afuic.federation.clock import VirtualClock
-from flwr_afuic.federation.journal import Event, Journal, Span, VersionEntry
+from flwr_afuic.federation.journal import Counters, Event, Journal, Span, VersionEntry
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.federation.roster import Member, Roster
-from flwr_afuic.federation.screening import UpdateScreen
-from flwr_afuic.federation.snapshots import SnapshotStore
 from flwr_afuic.federation.worker import Worker
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
+from flwr_afuic.strategies.evaluations import EvaluateFn, Evaluations
+from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.intake import Intake
 
 if TYPE_CHECKING:
     from flwr_afuic.strategies.asynchronous import AsyncStrategy
 
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
 _VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
-
-
-class RunHooks:
-    """What a method may add to plain asynchronous training. Every default does nothing."""
-
-    def bind(self, run: FederationRun) -> None:
-        """Take hold of the run that is about to start."""
-        self.run = run
-
-    def may_train(self, site: str) -> bool:
-        """Whether a site is sent training tasks and its updates are accepted."""
-        return True
-
-    def before_dispatch(self) -> None:
-        """Do what comes before free clients are sent training tasks."""
-
-    def task_config(self, member: Member) -> dict[str, wire.Scalar]:
-        """Further config entries for any task of a member."""
-        return {}
-
-    def on_info(self, member: Member, info: dict[str, Any]) -> None:
-        """See the scalars of a member's reply, before its update is judged."""
-
-    def on_reply(self, task: Task, message: Message) -> None:
-        """Handle the reply to a task of the method's own."""
-
-    def on_failure(self, task: Task, reason: str) -> None:
-        """Handle a failed or expired task of the method's own."""
-
-    def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
-        """Calibrate the next global model before it becomes one."""
-        return candidate
-
-    def after_version(self, entry: VersionEntry) -> None:
-        """See each new version."""
-
-    def close(self) -> None:
-        """Release what the method holds."""
-
-
-@dataclass
-class Counters:
-    """Numbers of updates by fate."""
-
-    accepted: int = 0
-    stale: int = 0
-    refused: int = 0
-    quarantined: int = 0
-    failed: int = 0
-    expired: int = 0
 
 
 class FederationRun:
@@ -97,7 +44,7 @@ class FederationRun:
 
     Public attributes are what hooks and reports use: ``arrays`` (the current global
     model), ``version``, ``round``, ``layout``, ``roster``, ``dispatcher``, ``journal``,
-    ``clock``, ``buffer``, ``screen``, ``worker``, ``counters``.
+    ``clock``, ``intake``, ``buffer``, ``worker``, ``counters``.
     """
 
     def __init__(
@@ -135,25 +82,24 @@ class FederationRun:
             max_failures=strategy.max_failures,
         )
         self.dispatcher = Dispatcher(grid, self.clock, timeout=timeout)
-        self.buffer = UpdateBuffer(self.layout, withdrawable=strategy.withdrawable_updates)
-        self.screen = UpdateScreen(self.layout, norm_factor=strategy.norm_factor)
-        self.snapshots = SnapshotStore()
         self.worker = Worker(self.clock)
         self.result = Result(arrays=initial_arrays)
-        self._evaluator = Worker(self.clock)
-        self._evaluations: list[tuple[int, Any]] = []
+        self.intake = Intake(self)
+        self._evaluations = Evaluations(self.result, self.clock, evaluate_fn)
         self._train_config = dict(train_config)
         self._evaluate_config = dict(evaluate_config)
-        self._evaluate_fn = evaluate_fn
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
-        self._round_metrics = MetricAverages()
-        self._evaluate_metrics: dict[int, MetricAverages] = {}
         self._round_progress = 0
         self._refreshed = float("-inf")
         self._last_able = self.started
         hooks.bind(self)
 
     # ---- what hooks use -------------------------------------------------------------
+
+    @property
+    def buffer(self) -> UpdateBuffer:
+        """Accepted updates since the last merge."""
+        return self.intake.buffer
 
     @property
     def elapsed(self) -> float:
@@ -210,8 +156,8 @@ class FederationRun:
         with ExitStack() as ending:
             ending.callback(self.buffer.clear)
             ending.callback(self.hooks.close)
-            ending.callback(self._evaluator.close)
-            ending.callback(self._collect_evaluations)
+            ending.callback(self._evaluations.close)
+            ending.callback(self._evaluations.collect)
             ending.callback(self.worker.close)
             if isinstance(self.clock, VirtualClock):
                 for source in (self.roster.next_event, self.dispatcher.next_deadline):
@@ -219,7 +165,7 @@ class FederationRun:
                     ending.callback(self.clock.unwatch, source)
             if self.settings.on_version is not None:
                 self.settings.on_version(VersionEntry(0, 0, 0.0, "initial"), self.arrays)
-            self._evaluate_centrally()
+            self._evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
             while not self._finished():
                 if not self._step():
                     self._idle()
@@ -281,8 +227,7 @@ class FederationRun:
         for member in free:
             # A slow site is due again by the time it has evaluated: training takes turns.
             evaluates = member.due_evaluation and not member.trains_next
-            send = self._send_evaluation if evaluates else self._send_training
-            sent = send(member) or sent
+            sent = (self._send_evaluation if evaluates else self._send_training)(member) or sent
         return sent
 
     def _send_evaluations(self, free: list[Member]) -> bool:
@@ -293,22 +238,9 @@ class FederationRun:
         return any(sent)
 
     def _send_training(self, member: Member) -> bool:
-        member.trains_next = False
-        version, arrays = self.version, self.arrays
-        if not member.returns_delta:
-            full = len(self.snapshots) >= self.settings.max_snapshots
-            newest = self.snapshots.newest
-            if full and newest is not None and version not in self.snapshots:
-                version, arrays = newest, self.snapshots.get(newest)
-            self.snapshots.acquire(version, arrays)
-        config = self.config_for(member, wire.TASK_TRAIN, self._train_config)
-        config[wire.VERSION] = version
-        config[wire.WANT_DELTA] = self.settings.client_deltas
-        content = self.dialect.train(self.record_of(version, arrays), config, {})
-        task = Task(member, "train", version, self.round, holds_snapshot=not member.returns_delta)
-        if self.dispatcher.send(task, MessageType.TRAIN, content):
+        if self.intake.send(member, self._train_config):
             return True
-        self._release(task)
+        task = Task(member, "train", self.version, self.round)
         self._fail(task, "Flower took no message for the node")
         return False
 
@@ -338,7 +270,9 @@ class FederationRun:
             elif task.kind == "train":
                 self._accept_training(task, message)
             elif task.kind == "evaluate":
-                self._accept_evaluation(task, message)
+                evaluation = self.dialect.read_evaluate(message.content)
+                self._learn(member, evaluation.info)
+                self._evaluations.accept(task.round, evaluation)
             elif task.kind == "poll":
                 self._learn(member, self.dialect.read_poll(message.content))
                 self.roster.succeeded(member)
@@ -347,7 +281,7 @@ class FederationRun:
         except (WireError, LayoutError) as error:
             self._quarantine(task, str(error))
         finally:
-            self._release(task)
+            self.intake.release(task)
 
     def _learn(self, member: Member, info: dict[str, Any]) -> None:
         protocol = info.get(wire.CLIENT)
@@ -360,51 +294,11 @@ class FederationRun:
         self.hooks.on_info(member, info)
 
     def _accept_training(self, task: Task, message: Message) -> None:
-        member = task.member
         reply = self.dialect.read_train(message.content)
-        self._learn(member, reply.info)
-        if task.refused or not self.hooks.may_train(member.site):
-            self.counters.refused += 1
-            self.roster.succeeded(member)
-            self.note("refused", member.site, "its erasure is under way; the update is discarded")
-            return
-        staleness = self.version - task.version
-        if staleness > self.settings.max_staleness:
-            self.counters.stale += 1
-            self.roster.succeeded(member)
-            limit = self.settings.max_staleness
-            self.note("stale", member.site, f"staleness {staleness} exceeds {limit}; dropped")
-            return
-        self.layout.check(reply.arrays, f"update of {member.site}")
-        if reply.info.get(wire.KIND) == wire.KIND_DELTA:
-            update = reply.arrays
-        elif task.holds_snapshot:
-            update = self.layout.update_between(reply.arrays, self.snapshots.get(task.version))
-        else:
-            member.returns_delta = False
-            raise WireError("the client returned weights where it returned deltas before")
-        reason = self.screen.refuse(update, reply.examples)
-        if reason is not None:
-            raise WireError(reason)
-        self.roster.succeeded(member)
-        self.counters.accepted += 1
-        self.journal.accepted.append((self.elapsed, member.site))
-        self._round_metrics.add(reply.metrics, reply.examples)
-        self.buffer.add(
-            Update(member.site, task.version, reply.examples, update),
-            self.settings.staleness_of(staleness),
-        )
-        if self.settings.mode == "async" and len(self.buffer) >= self.settings.buffer_size:
-            self._merge_buffer()
-
-    def _accept_evaluation(self, task: Task, message: Message) -> None:
-        reply = self.dialect.read_evaluate(message.content)
         self._learn(task.member, reply.info)
-        if reply.examples <= 0:
-            return
-        gathered = self._evaluate_metrics.setdefault(task.round, MetricAverages())
-        gathered.add(reply.all_metrics, reply.examples)
-        self.result.evaluate_metrics_clientapp[task.round] = gathered.record()
+        full = self.intake.accept(task, reply) and len(self.buffer) >= self.settings.buffer_size
+        if full and self.settings.mode == "async":
+            self._merge_buffer()
 
     def _quarantine(self, task: Task, reason: str) -> None:
         self.counters.quarantined += 1
@@ -425,11 +319,6 @@ class FederationRun:
         if task.kind == "evaluate":
             return "left out of this evaluation"
         return f"asked again in {self.roster.failed(task.member, reason):g} s"
-
-    def _release(self, task: Task) -> None:
-        if task.holds_snapshot:
-            self.snapshots.release(task.version)
-            task.holds_snapshot = False
 
     # ---- versions and rounds --------------------------------------------------------
 
@@ -456,31 +345,17 @@ class FederationRun:
         return True
 
     def _close_round(self, completed: int) -> None:
-        if self._round_metrics:
-            self.result.train_metrics_clientapp[self.round] = self._round_metrics.record()
-        self._round_metrics = MetricAverages()
+        if self.intake.metrics:
+            self.result.train_metrics_clientapp[self.round] = self.intake.metrics.record()
+        self.intake.metrics = MetricAverages()
         every = self.settings.evaluate_every
         if every and self.round // every > (self.round - completed) // every:
             for member in self.retained():
                 member.due_evaluation = self.round
-        self._evaluate_centrally()
-        log(INFO, "[ROUND %s/%s] version %s", self.round, self.num_rounds, self.version)
-
-    def _evaluate_centrally(self) -> None:
-        evaluate = self._evaluate_fn
-        if evaluate is None:
-            return
-        round_, record = self.round, self.record_of(self.version, self.arrays)
-        self._evaluations.append((round_, self._evaluator.submit(lambda: evaluate(round_, record))))
+        self._evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
         if self.settings.mode == "sync":
-            self._collect_evaluations()
-
-    def _collect_evaluations(self) -> None:
-        for round_, job in self._evaluations:
-            metrics = job.result()
-            if metrics is not None:
-                self.result.evaluate_metrics_serverapp[round_] = metrics
-        self._evaluations = []
+            self._evaluations.collect()
+        log(INFO, "[ROUND %s/%s] version %s", self.round, self.num_rounds, self.version)
 
     # ---- ends -----------------------------------------------------------------------
 
@@ -531,7 +406,7 @@ class FederationRun:
         self.journal.spans.append(
             Span(task.member.site, task.kind, task.sent - self.started, self.elapsed)
         )
-        self._release(task)
+        self.intake.release(task)
         if message is not None and not message.has_error() and task.kind == "train":
             try:
                 self._learn(task.member, self.dialect.read_train(message.content).info)

@@ -320,7 +320,7 @@ def test_held_snapshots_are_bounded(most: int) -> None:
     held: list[int] = []
 
     def watch(run: Any) -> bool:
-        held.append(len(run.snapshots))
+        held.append(len(run.intake.snapshots))
         assert all(
             not isinstance(value, list | np.ndarray)
             for entry in run.buffer._entries
@@ -337,7 +337,7 @@ def test_held_snapshots_are_bounded(most: int) -> None:
         max_staleness=1000,
     )
     assert max(held) == most
-    assert len(strategy.run.snapshots) == 0, "the last ones go when the last tasks come home"
+    assert len(strategy.run.intake.snapshots) == 0, "the last ones go when the last tasks come home"
     assert strategy.run.counters.accepted == 72
     assert np.isfinite(weight(result))
 
@@ -353,7 +353,7 @@ def test_a_client_that_returns_deltas_needs_no_snapshot() -> None:
     _, weights, _ = start(**options)
     strategy, deltas, _ = start(
         sites.Site({0: delta, 1: delta}),
-        stop_when=lambda run: bool(held.append(len(run.snapshots))),
+        stop_when=lambda run: bool(held.append(len(run.intake.snapshots))),
         **options,
     )
     assert weight(deltas) == weight(weights)

@@ -109,7 +109,7 @@ def test_no_hot_loop_where_flower_takes_no_message() -> None:
     engine, _, grid = start(prepare=lambda grid: grid.mute.add(103), rounds=12)
     assert grid.pushed(103)[:4] == [0.0, 1.0, 3.0, 7.0]
     assert "Flower took no message" in engine.run.roster.of_node(103).last_failure
-    assert len(engine.run.snapshots) == 0, "what the message would have needed is let go"
+    assert len(engine.run.intake.snapshots) == 0, "what the message would have needed is let go"
 
 
 # ---- evaluation is apart from training ------------------------------------------------------

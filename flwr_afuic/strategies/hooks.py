@@ -1,0 +1,54 @@
+"""Where a method joins plain asynchronous training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Message
+
+from flwr_afuic import wire
+from flwr_afuic.federation.journal import VersionEntry
+from flwr_afuic.federation.layout import Arrays
+from flwr_afuic.federation.roster import Member
+from flwr_afuic.strategies.dispatcher import Task
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.run import FederationRun
+
+
+class RunHooks:
+    """What a method may add to plain asynchronous training. Every default does nothing."""
+
+    def bind(self, run: FederationRun) -> None:
+        """Take hold of the run that is about to start."""
+        self.run = run
+
+    def may_train(self, site: str) -> bool:
+        """Whether a site is sent training tasks and its updates are accepted."""
+        return True
+
+    def before_dispatch(self) -> None:
+        """Do what comes before free clients are sent training tasks."""
+
+    def task_config(self, member: Member) -> dict[str, wire.Scalar]:
+        """Further config entries for any task of a member."""
+        return {}
+
+    def on_info(self, member: Member, info: dict[str, Any]) -> None:
+        """See the scalars of a member's reply, before its update is judged."""
+
+    def on_reply(self, task: Task, message: Message) -> None:
+        """Handle the reply to a task of the method's own."""
+
+    def on_failure(self, task: Task, reason: str) -> None:
+        """Handle a failed or expired task of the method's own."""
+
+    def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
+        """Calibrate the next global model before it becomes one."""
+        return candidate
+
+    def after_version(self, entry: VersionEntry) -> None:
+        """See each new version."""
+
+    def close(self) -> None:
+        """Release what the method holds."""

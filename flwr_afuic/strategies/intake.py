@@ -1,0 +1,116 @@
+"""Training tasks out, updates in: what is sent, what is refused, what enters the buffer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import MessageType
+
+from flwr_afuic import wire
+from flwr_afuic.errors import WireError
+from flwr_afuic.federation.buffer import Update, UpdateBuffer
+from flwr_afuic.federation.roster import Member
+from flwr_afuic.federation.screening import UpdateScreen
+from flwr_afuic.federation.snapshots import SnapshotStore
+from flwr_afuic.strategies.averages import MetricAverages
+from flwr_afuic.strategies.codec import TrainReply
+from flwr_afuic.strategies.dispatcher import Task
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.run import FederationRun
+
+
+class Intake:
+    """Training of one run, from the task to the buffer.
+
+    Attributes
+    ----------
+    buffer : UpdateBuffer
+        Accepted updates since the last merge.
+    screen : UpdateScreen
+        Judges updates.
+    snapshots : SnapshotStore
+        Base versions of clients that return weights.
+    metrics : MetricAverages
+        Training metrics of the round under way.
+    """
+
+    def __init__(self, run: FederationRun) -> None:
+        settings = run.settings
+        self._run = run
+        self.buffer = UpdateBuffer(run.layout, withdrawable=settings.withdrawable_updates)
+        self.screen = UpdateScreen(run.layout, norm_factor=settings.norm_factor)
+        self.snapshots = SnapshotStore()
+        self.metrics = MetricAverages()
+
+    def send(self, member: Member, base_config: dict[str, Any]) -> bool:
+        """Send the newest model to a member for training; False if Flower took no message.
+
+        Where as many base versions are held as allowed, a client that returns weights is sent
+        the newest of those instead.
+        """
+        run, settings = self._run, self._run.settings
+        member.trains_next = False
+        version, arrays = run.version, run.arrays
+        if not member.returns_delta:
+            full = len(self.snapshots) >= settings.max_snapshots
+            newest = self.snapshots.newest
+            if full and newest is not None and version not in self.snapshots:
+                version, arrays = newest, self.snapshots.get(newest)
+            self.snapshots.acquire(version, arrays)
+        config = run.config_for(member, wire.TASK_TRAIN, base_config)
+        config[wire.VERSION] = version
+        config[wire.WANT_DELTA] = settings.client_deltas
+        content = run.dialect.train(run.record_of(version, arrays), config, {})
+        task = Task(member, "train", version, run.round, holds_snapshot=not member.returns_delta)
+        if run.dispatcher.send(task, MessageType.TRAIN, content):
+            return True
+        self.release(task)
+        return False
+
+    def accept(self, task: Task, reply: TrainReply) -> bool:
+        """Judge a training reply; True if its update is in the buffer now.
+
+        Raises
+        ------
+        WireError, LayoutError
+            If the reply is malformed: it is then quarantined with that reason.
+        """
+        run, member = self._run, task.member
+        if task.refused or not run.hooks.may_train(member.site):
+            run.counters.refused += 1
+            run.roster.succeeded(member)
+            run.note("refused", member.site, "its erasure is under way; the update is discarded")
+            return False
+        staleness, limit = run.version - task.version, run.settings.max_staleness
+        if staleness > limit:
+            run.counters.stale += 1
+            run.roster.succeeded(member)
+            run.note("stale", member.site, f"staleness {staleness} exceeds {limit}; dropped")
+            return False
+        run.layout.check(reply.arrays, f"update of {member.site}")
+        if reply.info.get(wire.KIND) == wire.KIND_DELTA:
+            update = reply.arrays
+        elif task.holds_snapshot:
+            update = run.layout.update_between(reply.arrays, self.snapshots.get(task.version))
+        else:
+            member.returns_delta = False
+            raise WireError("the client returned weights where it returned deltas before")
+        reason = self.screen.refuse(update, reply.examples)
+        if reason is not None:
+            raise WireError(reason)
+        run.roster.succeeded(member)
+        run.counters.accepted += 1
+        run.journal.accepted.append((run.elapsed, member.site))
+        self.metrics.add(reply.metrics, reply.examples)
+        self.buffer.add(
+            Update(member.site, task.version, reply.examples, update),
+            run.settings.staleness_of(staleness),
+        )
+        return True
+
+    def release(self, task: Task) -> None:
+        """Give back the snapshot a task held, once."""
+        if task.holds_snapshot:
+            self.snapshots.release(task.version)
+            task.holds_snapshot = False
