@@ -92,6 +92,11 @@ def run_arms(
     original = strategy.base_models[base_version]
     arms = {"afuic": afuic}
     total = afuic.rounds
+    if base_round >= total:
+        raise FederationError(
+            f"the erasure request arrived in round {base_round}, the last of {total}, so that "
+            "nothing is left to compare; raise max_rounds"
+        )
     left = (settings.target,) if settings.scope == "client" else ()
     names = strategy.run.layout.names
     plan = [

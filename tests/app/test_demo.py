@@ -123,7 +123,7 @@ from tests.app import tiny
 from flwr_afuic.app.demo import run_demo
 if __name__ == "__main__":
     with tiny.shortened():
-        settings = tiny.settings(request_round=3, rounds_after=2, max_rounds=8)
+        settings = tiny.settings(request_round=3, rounds_after=2, max_rounds=20)
         result = run_demo(settings, engine="simulation")
     import ray
     assert not ray.is_initialized(), "Ray is still up"
@@ -147,7 +147,7 @@ if __name__ == "__main__":
 def python(script: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     return subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=500
     )
 
 
