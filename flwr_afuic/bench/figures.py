@@ -141,7 +141,27 @@ def _section(outcome: Outcome) -> str:
                 "yes" if verdict.holds else "**no**",
             ]
         )
-    return "\n".join([head, "", *_table(scores), "", *_table(judged), ""])
+    return "\n".join([head, "", *_table(scores), "", *_table(judged), "", *_beside(runs)])
+
+
+def _beside(runs: Sequence[Summary]) -> list[str]:
+    """Say what happens without unlearning, and with the paper's merge rule."""
+    lines = []
+    plain = [run.get("resurfacing", {}).get("no_unlearning_mean") for run in runs]
+    if plain and all(value is not None for value in plain):
+        lines.append(f"Without unlearning the same resurfacing is {np.mean(plain):+.3f}.")
+    costs = [run.get("overwrite") or {} for run in runs]
+    if costs and all(costs):
+        lost, price, stale = (
+            float(np.mean([cost[key] for cost in costs]))
+            for key in ("lost_progress", "test_cost", "staleness_versions")
+        )
+        lines.append(
+            f"Had these merges overwritten the model, as the paper's rule does: lost progress "
+            f"{lost:.3f}, test score lower by {price:.3f} than with the plain delta, at a "
+            f"staleness of {stale:.0f} versions."
+        )
+    return [*lines, ""] if lines else []
 
 
 def _spread(runs: Sequence[Summary], model: str, score: str) -> str:
@@ -155,8 +175,8 @@ def _spread(runs: Sequence[Summary], model: str, score: str) -> str:
 def _number(value: float | None, *, sign: bool = False) -> str:
     if value is None:
         return "-"
-    text = f"{value:+.3f}" if sign else f"{value:.3f}"
-    return text.replace("-0.000", "0.000").replace("+0.000", "0.000")
+    text = f"{value:+.4f}" if sign else f"{value:.4f}"
+    return text.replace("-0.0000", "0.0000").replace("+0.0000", "0.0000")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -150,7 +150,7 @@ def test_the_markdown_has_models_figures_and_what_does_not_hold():
     assert "SYNTHETIC data" in text
     assert "seeds 0, 2" in text
     assert "| **AFU-IC** | 0.800 ± 0.000 | 0.100 ± 0.141 |" in text
-    assert "| +0.500 | <= 0.02 | 0.000 | **no** |" in text
+    assert "| +0.5000 | <= 0.02 | 0.0000 | **no** |" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
 
@@ -159,7 +159,7 @@ def test_silent_failures_are_counted_and_cells_cannot_break_the_table():
     text = figures.silent_failures(outcome_of(summary(0), summary(1, silent=True, gap=0.4)))
     assert "1 silent failures in 2 requests" in text
     assert "| 1 | yes | completed |" in text
-    assert "+0.400 | **yes** |" in text
+    assert "+0.4000 | **yes** |" in text
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {7}
 
 
@@ -209,3 +209,12 @@ def test_runs_in_processes_are_kept_and_not_repeated(tmp_path):
 
 def _with_numbers(pairs: dict) -> dict:
     return {int(key) if key.isdigit() else key: value for key, value in pairs.items()}
+
+
+def test_the_bound_and_the_papers_merge_rule_stand_beside_the_figures():
+    cost = {"lost_progress": 1.0, "test_cost": 0.04, "staleness_versions": 14.0}
+    runs = [{"resurfacing": {"no_unlearning_mean": 0.8}, "overwrite": cost}, {"overwrite": cost}]
+    assert figures._beside(runs[:1])[0] == "Without unlearning the same resurfacing is +0.800."
+    (line, _) = figures._beside(runs)
+    assert "lost progress 1.000, test score lower by 0.040" in line
+    assert figures._beside([{"overwrite": None}]) == []
