@@ -127,9 +127,11 @@ def test_privacy_mods_and_clients_that_return_differences() -> None:
     grid = sites.SpyGrid(sites.message_app(Deltas(), [LocalDpMod(0.01, 0.0, 1.0, 1e-5)]), NODES)
     result = ours(client_deltas=False).start(grid, two_arrays(), num_rounds=1)
     grid.close()
-    moved = sites.values(result.arrays)["w"]
-    # Five entries of .5 each, clipped to a norm of .01.
-    np.testing.assert_allclose(moved, 0.01 / np.sqrt(5), rtol=1e-4)
+    # Five entries, each .5 up, clipped to a norm of .01. Were the differences taken for
+    # weights, the entries that start at 1 would go down.
+    for name, before in sites.values(two_arrays()).items():
+        moved = sites.values(result.arrays)[name] - before
+        np.testing.assert_allclose(moved, 0.01 / np.sqrt(5), rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("dialect", ["message", "numpy"])
