@@ -244,6 +244,8 @@ def test_a_request_filed_during_the_unlearning_is_not_lost():
     assert outcome.states(0)[-1] == "completed"
     assert [r.request_id for r in outcome.strategy.requests] == [request_id(1), request_id(2)]
     assert outcome.states(1)[:4] == LIFE[:4]
+    # It came with the very reply that brought the first delta.
+    assert outcome.events("request")[1].time == outcome.events("merged")[0].time
     assert [t.forget_ids for t in sites[0].unlearned][1] == ["patient-0-2"]
 
 
@@ -329,20 +331,21 @@ def test_an_unusable_answer_is_tried_again_a_bounded_number_of_times(fault):
 
 
 def test_a_delta_that_overflows_the_model_is_never_merged():
-    sites = [Site(n, step=0.0) for n in range(3)]
-    sites[0].delta = (3.4e38, 0.0, 0.0)
+    """It is finite, and so is the model it was made for; but that one has grown since."""
+    sites = [Site(n, step=8e36) for n in range(3)]
+    sites[0].delta = (2.1e38, 0.0, 0.0)
     start = arrays_record()
     start["w"] = type(start["w"])(np.full(3, 1e38, np.float32))
-    with np.errstate(over="ignore"):
-        outcome = federate(
-            sites,
-            at=file_at(3, sites[0]),
-            initial=start,
-            rounds=60,
-            retry_backoff=0.1,
-            stop_when=closed,
-        )
+    outcome = federate(
+        sites,
+        at=file_at(3, sites[0]),
+        initial=start,
+        rounds=60,
+        retry_backoff=0.1,
+        stop_when=closed,
+    )
     assert outcome.states()[-1] == "failed"
+    assert "the merged model is not finite" in outcome.record.reason
     assert np.isfinite(outcome.final()[0]).all()
 
 
@@ -581,6 +584,29 @@ def test_a_node_that_restarts_under_a_new_id_goes_on_with_its_request(dialect, n
     assert all(site != name for _, site in late)
 
 
+def test_a_late_update_of_the_old_node_stays_refused_once_the_site_trains_again():
+    sites = three()
+    node = Restarting()
+    outcome = federate(
+        sites,
+        at={
+            18: lambda strategy: node.restart(),
+            25: lambda strategy: sites[0].file(["patient-0-1"], 1),
+        },
+        factors={0: 30.0},  # the old node's one training ends long after the new node's erasure
+        on_grid=node,
+        rounds=60,
+        min_available_nodes=2,
+    )
+    assert outcome.states() == LIFE
+    late = [s for s in outcome.strategy.journal.spans if s.kind == "train" and s.end - s.start > 10]
+    assert [span.site for span in late] == ["site-0"]
+    assert late[0].end > outcome.events("merged")[0].time
+    assert outcome.strategy.run.hooks.may_train("site-0")
+    refused = [event.time for event in outcome.events("refused")]
+    assert late[0].end in refused
+
+
 class AsksFirst(AFUIC):
     """Files for a node before any node has said a word."""
 
@@ -753,6 +779,30 @@ def test_cancel_after_the_merge_is_refused():
     assert len(errors) == 5
     with pytest.raises(ErasureError, match="no erasure request"):
         outcome.strategy.cancel_erasure(request_id(9))
+
+
+def test_a_cancel_from_another_thread_waits_for_the_step_under_way(monkeypatch):
+    """The delta has been found good; the cancel comes between that and the next state."""
+    sites, answers, threads, held = three(), [], [], []
+    read = wire.Evidence.from_json
+
+    def cancel():
+        try:
+            held[0].cancel_erasure(request_id(1))
+        except StateTransitionError as error:
+            answers.append(str(error))
+
+    def slowly(text):
+        threads.append(threading.Thread(target=cancel))
+        threads[-1].start()
+        threads[-1].join(timeout=0.2)
+        return read(text)
+
+    monkeypatch.setattr(wire.Evidence, "from_json", slowly)
+    outcome = federate(sites, at={3: lambda s: (held.append(s), sites[0].file(number=1))})
+    threads[0].join()
+    assert outcome.states() == LIFE
+    assert len(answers) == 1
 
 
 def test_filing_and_cancelling_from_threads_never_breaks_the_run():
