@@ -169,7 +169,10 @@ def _latency(settings: AppSettings, result: ArmsResult) -> Values:
     retained = {span.site for span in spans} - {settings.target}
     until = max(entry.time for entry in journal.versions)
     requests = [(opened, closed)]
-    throughput = retained_throughput(spans, requests, retained, until=until)
+    # Counted from when every site has trained once: starting processes is no slow federation.
+    firsts = [min(s.end for s in spans if s.site == site) for site in retained]
+    since = max(firsts) if max(firsts) < opened else None
+    throughput = retained_throughput(spans, requests, retained, since=since, until=until)
     return {
         "stall_seconds": stall_seconds(spans, requests, retained, until=until),
         "retained_throughput": throughput,

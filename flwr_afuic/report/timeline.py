@@ -172,7 +172,7 @@ def _mark(axes: Axes, window: Window) -> None:
             word, at, side = f"{word} at {at:.0f} s →", window.end, "right"
         else:
             axes.axvline(at, color=INK, linewidth=1.0, linestyle=(0, (2, 2)), zorder=4)
-        reach = 0.0125 * len(word) * width
+        reach = 0.015 * len(word) * width
         low, high = (at - reach, at) if side == "right" else (at, at + reach)
         level = 0
         while any(lv == level and low < b and a < high for a, b, lv in taken):
@@ -189,7 +189,9 @@ def _columns(axes: Axes, record: RunRecord, rows: list[str], window: Window) -> 
     """Write each training site's busy share before the request and while it was open."""
     if window.request is None:
         return
-    began = min(span.start for span in record.spans) if record.spans else window.request
+    # From when every site is at work: starting their processes is not their idling.
+    firsts = [min(s.start for s in mine) for name in rows if (mine := _of(record, name))]
+    began = min(max(firsts, default=window.request), window.request)
     last = max(span.end for span in [*record.spans, *record.server_spans])
     stop = min(window.end, last if window.finish is None else window.finish)
     across = axes.get_yaxis_transform()
