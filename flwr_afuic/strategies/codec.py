@@ -20,6 +20,7 @@ from flwr_afuic.errors import ConfigError, WireError
 from flwr_afuic.federation.layout import Arrays
 
 # More than any site can hold; beyond it, products and sums of weights lose exactness.
+_SECURE_AGGREGATION = "secaggplus"
 _MOST_EXAMPLES = 2**53
 
 
@@ -218,6 +219,16 @@ def dialect_named(name: str) -> Dialect:
         if dialect.name == name:
             return dialect
     raise ConfigError(f"unknown client dialect {name!r}; use 'numpy' or 'message'")
+
+
+def explain_error(reason: str) -> str:
+    """Return the last line of a client's error, or what to do where we know better."""
+    if _SECURE_AGGREGATION in reason:
+        return (
+            f"the site runs Flower's secure aggregation ({_SECURE_AGGREGATION}), which hides the "
+            "single updates that quarantine and erasure need; remove its mod from the ClientApp"
+        )
+    return reason.splitlines()[-1] if reason else "no reason given"
 
 
 def _numbered(arrays: ArrayRecord) -> ArrayRecord:

@@ -26,7 +26,12 @@ from flwr_afuic.federation.roster import Member, Roster
 from flwr_afuic.federation.worker import Worker
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.averages import MetricAverages
-from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
+from flwr_afuic.strategies.codec import (
+    dialect_named,
+    explain_error,
+    from_record,
+    to_record,
+)
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
 from flwr_afuic.strategies.evaluations import EvaluateFn, Evaluations
 from flwr_afuic.strategies.hooks import RunHooks
@@ -213,12 +218,14 @@ class FederationRun:
         return [member for member in self.roster.members if member.connected]
 
     def _enough_nodes(self) -> bool:
-        return len(self._connected()) >= self.settings.min_available_nodes
+        # Training starts with so many; once it runs, a site that leaves must not end it.
+        least = 1 if self.version else self.settings.min_available_nodes
+        return len(self._connected()) >= least
 
     def _dispatch(self) -> bool:
         if not self._enough_nodes():
             return False
-        if self.settings.mode == "sync" and (self.dispatcher.pending or len(self.buffer)):
+        if self.settings.mode == "sync" and (self._round_under_way() or len(self.buffer)):
             return False
         free = [member for member in self.roster.free() if self.hooks.may_train(member.site)]
         if self.settings.mode == "sync" and any(member.due_evaluation for member in free):
@@ -229,6 +236,10 @@ class FederationRun:
             evaluates = member.due_evaluation and not member.trains_next
             sent = (self._send_evaluation if evaluates else self._send_training)(member) or sent
         return sent
+
+    def _round_under_way(self) -> bool:
+        # Only the round's own tasks: nobody waits for a site that unlearns.
+        return any(task.kind in ("train", "evaluate") for task in self.dispatcher.pending)
 
     def _send_evaluations(self, free: list[Member]) -> bool:
         """Ask those who can answer now; who cannot has no part in this round's evaluation."""
@@ -265,8 +276,8 @@ class FederationRun:
                 self._fail(task, f"no reply within {self.timeout:g} s")
             elif message.has_error():
                 self.counters.failed += 1
-                reason = (message.error.reason or "").strip() or "no reason given"
-                self._fail(task, f"error {message.error.code}: {reason.splitlines()[-1]}")
+                reason = explain_error((message.error.reason or "").strip())
+                self._fail(task, f"error {message.error.code}: {reason}")
             elif task.kind == "train":
                 self._accept_training(task, message)
             elif task.kind == "evaluate":
@@ -365,7 +376,7 @@ class FederationRun:
             connected, least = len(self._connected()), self.settings.min_available_nodes
             why = (
                 "every connected site is refused training"
-                if connected >= least
+                if self._enough_nodes()
                 else f"{connected} nodes are connected and min_available_nodes is {least}; "
                 "start the sites' SuperNodes"
             )
@@ -395,7 +406,10 @@ class FederationRun:
             if self.dispatcher.pending:
                 idle = _VIRTUAL_IDLE_SECONDS if self.clock.virtual else self.settings.poll_interval
                 self.clock.sleep(min(idle, max(0.0, end - self.clock.now())))
-            elif not any(member.due_evaluation for member in self.roster.free()):
+            elif not any(
+                member.due_evaluation and self.hooks.may_train(member.site)
+                for member in self.roster.free()
+            ):
                 return
 
     def _handle_last(self, task: Task, message: Message | None) -> None:
