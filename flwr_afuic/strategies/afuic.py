@@ -61,7 +61,8 @@ class AFUIC(AsyncStrategy):
         KL consistency under ``phi`` on the proxies after each merge (the paper's Eq. 4).
     phi : str or Phi
         Transformation of prediction invariance: ``"monai"`` (random augmentations), ``"identity"``
-        (a control that does nothing), or any callable of that interface.
+        (a control that does nothing), ``"signature"`` (learned at each merge: what the models
+        before and after it disagree on; for comparison), or any callable of that interface.
     unlearning : UnlearningSettings
         Local unlearning at the site; the default objective is reference-bounded (ours).
     distillation : DistillationSettings
@@ -152,8 +153,11 @@ class AFUIC(AsyncStrategy):
         self.prediction_invariance = prediction_invariance and self.proxies is not None
         use_fidelity = fidelity and merge == "delta" and self.proxies is not None
         self.fidelity_steps = (fidelity_settings or FidelitySettings()) if use_fidelity else None
-        chosen = make_phi(phi) if isinstance(phi, str) else phi  # a wrong name never passes
-        self.phi: Phi | None = chosen if self.prediction_invariance else None
+        self.learns_signature = phi == "signature" and self.prediction_invariance
+        self.phi: Phi | None = None
+        if phi != "signature":
+            chosen = make_phi(phi) if isinstance(phi, str) else phi  # a wrong name never passes
+            self.phi = chosen if self.prediction_invariance else None
         self.unlearning = unlearning or UnlearningSettings()
         self.distillation = distillation or DistillationSettings()
         self.invariance = invariance or InvarianceSettings()

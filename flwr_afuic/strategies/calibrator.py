@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flwr_afuic.calibration.fidelity import FidelitySettings, keep_fidelity
 from flwr_afuic.calibration.invariance import InvarianceSettings, calibrate
 from flwr_afuic.calibration.lock import RelearningLock
-from flwr_afuic.calibration.transforms import MonaiPhi, Phi
+from flwr_afuic.calibration.transforms import MonaiPhi, Phi, SignaturePhi
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.journal import Span
 from flwr_afuic.federation.layout import Arrays, Vector
@@ -50,6 +50,8 @@ class Calibrator:
         Of the steps before each merge that keep the model's predictions; None turns them off.
     virtual_seconds : float
         What one calibration takes on a virtual clock.
+    learn_signature : bool
+        Learn the transformation at each merge instead of being given ``phi``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Calibrator:
         settings: InvarianceSettings,
         fidelity: FidelitySettings | None,
         virtual_seconds: float,
+        learn_signature: bool = False,
     ) -> None:
         self._run = run
         self._use_lock = lock
@@ -74,10 +77,14 @@ class Calibrator:
         self._virtual_seconds = virtual_seconds
         self._job: Job[Vector] | None = None
         self._active = False
+        self._learn_signature = learn_signature
+        self._merge: tuple[Vector, Vector] | None = None
         self._held: list[str] = []
         self.lock = RelearningLock()
 
-    def hold(self, request_id: str, delta: Vector, origin: Vector) -> None:
+    def hold(
+        self, request_id: str, delta: Vector, origin: Vector, before: Vector | None = None
+    ) -> None:
         """Start calibrating against one erasure.
 
         Parameters
@@ -88,8 +95,13 @@ class Calibrator:
             The merged delta over trained arrays.
         origin : ndarray, shape (p,)
             The model right after the merge.
+        before : ndarray, shape (p,), optional
+            The model right before it; with ``learn_signature``, what the two disagree on
+            becomes the transformation of prediction invariance.
         """
         self._active = True
+        if self._learn_signature and before is not None:
+            self._phi, self._merge = None, (before, origin)
         if self._use_lock and float(np.linalg.norm(delta)) > 0:
             self.lock.add(request_id, delta, origin)
             self._held.append(request_id)
@@ -161,11 +173,13 @@ class Calibrator:
 
     def after_version(self) -> None:
         """Start invariance steps on the newest version, unless some are still running."""
-        if not self._active or self._phi is None or self._job is not None:
+        if not self._active or self._job is not None:
             return
         if self._factory is None or self._proxies is None:
             return
-        factory, proxies, phi = self._factory, self._proxies, self._phi
+        if self._phi is None and self._merge is None:
+            return
+        factory, proxies = self._factory, self._proxies
         run, settings = self._run, self._settings
         arrays, version = run.arrays, run.version
         seed = derive_seed(run.settings.seed, "invariance", version)
@@ -174,10 +188,22 @@ class Calibrator:
             model = factory()
             set_arrays(model, arrays)
             with torch.enable_grad():
-                calibrate(model, proxies, phi, settings=settings, seed=seed)
+                calibrate(model, proxies, self._chosen_phi(), settings=settings, seed=seed)
             return run.layout.flatten(get_arrays(model)) - run.layout.flatten(arrays)
 
         self._job = run.worker.submit(compute, virtual_seconds=self._virtual_seconds)
+
+    def _chosen_phi(self) -> Phi:
+        """Return the transformation, learned from the last merge where it is a signature."""
+        if self._phi is None:
+            if self._factory is None or self._proxies is None or self._merge is None:
+                raise ConfigError("a learned signature needs a merge, model_factory and proxies")
+            layout, seed = self._run.layout, derive_seed(self._run.settings.seed, "signature")
+            before, after = self._factory(), self._factory()
+            for model, vector in zip((before, after), self._merge, strict=True):
+                set_arrays(model, layout.with_trained(vector, self._run.arrays))
+            self._phi = SignaturePhi.learn(before, after, self._proxies, seed=seed)
+        return self._phi
 
     def _collect(self) -> Vector | None:
         job = self._job
@@ -191,7 +217,7 @@ class Calibrator:
         try:
             step = job.result()
         except Exception as error:  # noqa: BLE001 - user code failed; training goes on without
-            self._phi = None
+            self._phi = self._merge = None
             text = f"prediction invariance failed and is off from now on: {error}"
             self._run.note("invariance-failed", "", text, level=WARNING)
             return None

@@ -81,6 +81,7 @@ class ErasureHooks(RunHooks):
             settings=settings.invariance,
             fidelity=settings.fidelity_steps,
             virtual_seconds=settings.virtual_invariance_seconds,
+            learn_signature=settings.learns_signature,
         )
         self.desk = ErasureDesk(settings, self.book, run)
         self.tasks = UnlearningTasks(self.desk, self.calibrator)

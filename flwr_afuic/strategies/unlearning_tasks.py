@@ -252,7 +252,7 @@ class UnlearningTasks:
         desk.settings.merges.append(
             MergeFacts(record.request_id, attempt.version, run.version, staleness, *facts)
         )
-        self._calibrator.hold(f"{record.request_id}/{record.attempts}", delta, after)
+        self._calibrator.hold(f"{record.request_id}/{record.attempts}", delta, after, current)
         text = f"version {run.version}, staleness {staleness}, norm {np.linalg.norm(delta):.3f}"
         desk.move(record, State.MERGED, text)
         attempt.release()

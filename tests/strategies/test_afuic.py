@@ -275,6 +275,14 @@ def test_identity_phi_changes_nothing():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_learned_signature_calibrates_after_the_merge():
+    learned, _ = run(phi="signature")
+    off, _ = run(prediction_invariance=False)
+    assert learned.states() == off.states()
+    assert learned.events("invariance-failed") == []
+    assert not np.array_equal(learned.final()[0], off.final()[0])
+
+
 def test_batch_norm_statistics_are_untouched_by_the_merge_and_out_of_the_lock():
     outcome, _ = run(build=norm_model, model_factory=norm_model)
     record, layout = outcome.record, outcome.strategy.run.layout

@@ -11,7 +11,7 @@ from torch import nn
 
 from flwr_afuic.calibration.fidelity import FidelitySettings
 from flwr_afuic.calibration.invariance import InvarianceSettings
-from flwr_afuic.calibration.transforms import IdentityPhi, MonaiPhi
+from flwr_afuic.calibration.transforms import IdentityPhi, MonaiPhi, SignaturePhi
 from flwr_afuic.federation.clock import VirtualClock
 from flwr_afuic.federation.journal import Journal
 from flwr_afuic.federation.layout import Layout
@@ -242,3 +242,25 @@ def test_fidelity_that_fails_is_noted_and_left_out():
     assert run.notes == [
         ("fidelity-failed", "the merge goes on without fidelity steps, which failed: no memory")
     ]
+
+
+def test_a_signature_is_learned_at_each_merge_from_the_models_around_it():
+    run = stand_in()
+    made = calibrator(run, lock=False, learn_signature=True)
+    origin = run.layout.flatten(run.arrays)
+    made.hold("a/1", np.ones_like(origin), origin)
+    made.after_version()
+    assert made._job is None, "without the model before the merge there is nothing to learn from"
+    rng = np.random.default_rng(0)
+    patterns = []
+    for key in ("b/1", "c/1"):
+        before = origin + rng.normal(size=origin.shape)
+        made.hold(key, np.ones_like(origin), origin, before)
+        made.after_version()
+        run.clock.sleep(2.0)
+        assert not np.array_equal(
+            run.layout.flatten(made.finish(run.arrays)), run.layout.flatten(run.arrays)
+        )
+        assert isinstance(made._phi, SignaturePhi)
+        patterns.append(made._phi.perturbation)
+    assert not torch.equal(*patterns)
