@@ -1,1 +1,1 @@
-"""Package bench."""
+"""Experiments that print the tables of the documentation."""

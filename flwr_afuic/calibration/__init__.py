@@ -1,1 +1,1 @@
-"""Package calibration."""
+"""Invariance calibration: the relearning lock, consistency on proxies, transformations."""

@@ -7,48 +7,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flwr_afuic.calibration.steps import ProxySteps
 from flwr_afuic.calibration.transforms import Phi
 from flwr_afuic.errors import DataError
-from flwr_afuic.unlearning.checks import check_count, check_range
 from flwr_afuic.unlearning.inference import frozen_statistics, index_batches, predict
 from flwr_afuic.unlearning.objectives import kl_divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvarianceSettings:
-    """Settings of one calibration.
+class InvarianceSettings(ProxySteps):
+    """Steps of one calibration, by default 10 at a rate of 0.0003.
 
-    Parameters
-    ----------
-    steps : int, default 10
-        Gradient steps per version.
-    lr : float, default 0.0003
-        Small on purpose: these steps come with every version, and at .01 they outweighed the
-        training between two versions, cost points of test score and brought erased data back.
-    momentum : float, default 0.9
-    clip : float, default 1.0
-        Greatest gradient norm.
-    batch_size : int, default 64
-        Proxy images per step.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of its range.
+    The rate is small on purpose: these steps come with every version, and at .01 they
+    outweighed the training between two versions, cost points of test score and brought
+    erased data back.
     """
 
     steps: int = 10
     lr: float = 0.0003
-    momentum: float = 0.9
-    clip: float = 1.0
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        check_count("batch_size", self.batch_size)
-        check_range("lr", self.lr, above=True)
-        check_range("clip", self.clip, above=True)
-        check_range("momentum", self.momentum, high=0.999)
 
 
 def calibrate(

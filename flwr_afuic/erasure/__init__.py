@@ -1,1 +1,1 @@
-"""Package erasure."""
+"""Erasure requests: the server's book and the hospital's inbox."""

@@ -1,1 +1,1 @@
-"""Package unlearning."""
+"""Local unlearning: the reference, objectives, stopping rules and the forget level."""
