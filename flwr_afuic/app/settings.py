@@ -14,6 +14,9 @@ from flwr_afuic.wire import Scope
 Scenario = Literal["backdoor", "mislabel", "clean"]
 Engine = Literal["local", "virtual", "simulation"]
 
+_MOST_SERVER_LR = 10.0  # as AsyncStrategy's
+_MOST_INTEGER = 2**1000  # beyond it Python cannot make a float
+
 
 @dataclass(frozen=True, kw_only=True)
 class AppSettings:
@@ -103,6 +106,10 @@ class AppSettings:
         for name in ("alpha", "lr", "clip", "straggler"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 < self.server_lr <= _MOST_SERVER_LR:
+            raise ConfigError(
+                f"server_lr is {self.server_lr}; it must be in (0, {_MOST_SERVER_LR:g}]"
+            )
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if self.max_rounds <= self.request_round:
@@ -121,7 +128,7 @@ class AppSettings:
                 raise ConfigError(f"unknown setting {key!r}; known: {', '.join(sorted(fields))}")
             kind = type(fields[name].default)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+                value = float(value) if abs(value) < _MOST_INTEGER else math.inf
             if type(value) is not kind:
                 raise ConfigError(f"{key} is {value!r}; it must be of type {kind.__name__}")
             chosen[name] = value

@@ -25,6 +25,7 @@ WRONG = [
     ({"forget_fraction": float("nan")}, "forget_fraction is nan; it must be in (0, 1]"),
     ({"alpha": 0.0}, "alpha is 0.0; it must be positive"),
     ({"lr": -0.1}, "lr is -0.1; it must be positive"),
+    ({"server_lr": float("nan")}, "server_lr is nan; it must be in (0, 10]"),
     ({"clip": float("inf")}, "clip is inf; it must be positive"),
     ({"straggler": 0.0}, "straggler is 0.0; it must be positive"),
     ({"momentum": 1.0}, "momentum is 1.0; it must be in [0, 1)"),
@@ -57,6 +58,7 @@ def test_a_run_config_is_read_with_dashes_and_whole_numbers():
         ({"lr": True}, "lr is True; it must be of type float"),
         ({"seed": True}, "seed is True; it must be of type int"),
         ({"dataset": None}, "dataset is None; it must be of type str"),
+        ({"lr": 10**400}, "lr is inf; it must be positive"),
     ],
 )
 def test_a_run_config_that_does_not_fit_is_one_clear_line(values, text):
