@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from flwr_afuic.app.settings import Engine
 from flwr_afuic.errors import ConfigError, FederationError
 
 _MOST_ACTORS = 8
+_INTERPRETER_TURN_SECONDS = 0.0005
 
 
 def run_engine(
@@ -107,6 +109,10 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
             "log_to_driver": False,
         },
     }
+    # Flower's workers, the event loop and the server's own computation share one interpreter
+    # here: with its usual 5 ms turns a loop among them can wait for a fifth of a second.
+    turns = sys.getswitchinterval()
+    sys.setswitchinterval(_INTERPRETER_TURN_SECONDS)
     try:
         run_simulation(
             make_server_app(guarded), client_app, num_supernodes=sites, backend_config=backend
@@ -117,6 +123,7 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
         raise
     finally:
         ended.set()
+        sys.setswitchinterval(turns)
 
 
 class _SimulationEnded(FederationError):

@@ -204,10 +204,10 @@ class RequestBook:
 
     def of_site(self, site: str) -> list[ErasureRecord]:
         """Return every request of one site, oldest first."""
-        return [record for record in self._records.values() if record.site == site]
+        return [record for record in self if record.site == site]
 
     def rename(self, old: str, new: str) -> None:
         """Follow a site whose name became known after it filed."""
-        for record in self._records.values():
+        for record in self:
             if record.site == old:
                 record.site = new

@@ -94,7 +94,7 @@ class Roster:
 
     def of_site(self, site: str) -> Member | None:
         """Return the member of a site, the connected and newest one where there are several."""
-        newest_first = reversed(self._members.values())
+        newest_first = reversed(self.members)  # a copy: other threads ask, too
         found = [member for member in newest_first if member.site == site]
         return max(found, key=lambda member: member.connected, default=None)
 

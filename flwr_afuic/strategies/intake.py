@@ -80,7 +80,9 @@ class Intake:
         if task.refused or not run.hooks.may_train(member.site):
             run.counters.refused += 1
             run.roster.succeeded(member)
-            run.note("refused", member.site, "its erasure is under way; the update is discarded")
+            run.note(
+                "update-refused", member.site, "its erasure is under way; the update is discarded"
+            )
             return False
         staleness, limit = run.version - task.version, run.settings.max_staleness
         if staleness > limit:

@@ -320,7 +320,7 @@ class FederationRun:
 
     def _fail(self, task: Task, reason: str) -> None:
         text = f"{task.kind} failed: {reason}; {self._back_off(task, reason)}"
-        self.note("failed", task.member.site, text, level=WARNING)
+        self.note("task-failed", task.member.site, text, level=WARNING)
         if task.kind in ("unlearn", "verify"):
             self.hooks.on_failure(task, reason)
 

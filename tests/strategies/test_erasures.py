@@ -56,7 +56,7 @@ def test_an_update_in_flight_is_refused():
         rounds=40,
     )
     assert outcome.states() == LIFE
-    refused = outcome.events("refused")
+    refused = outcome.events("update-refused")
     assert [event.site for event in refused] == ["site-0"]
     later = [e for e in outcome.entries if e.time >= outcome.events("request")[0].time]
     assert all("site-0" not in e.sites for e in later if e.cause == "merge")

@@ -64,7 +64,7 @@ def test_a_client_that_raises_is_asked_again_ever_later(dialect: str) -> None:
     assert len(gaps) >= 3
     assert gaps.tolist() == expected[: len(gaps)]
     assert engine.run.counters.failed >= len(gaps)
-    event = engine.journal.of_kind("failed")[0]
+    event = engine.journal.of_kind("task-failed")[0]
     assert event.site == "node-103"
     assert "error 2: RuntimeError: CUDA out of memory" in event.text
     assert "asked again in 1 s" in event.text
@@ -102,7 +102,7 @@ def test_a_client_without_words() -> None:
         grid._call = blank  # type: ignore[method-assign]
 
     engine, _, _ = start(prepare=silence, rounds=4)
-    assert "error 2: no reason given" in engine.journal.of_kind("failed")[0].text
+    assert "error 2: no reason given" in engine.journal.of_kind("task-failed")[0].text
 
 
 def test_no_hot_loop_where_flower_takes_no_message() -> None:
@@ -133,7 +133,7 @@ def test_a_client_that_cannot_evaluate_trains_on(dialect: str, mode: str) -> Non
     engine, result, _ = start(site, dialect=dialect, mode=mode, rounds=6, evaluate_every=1)
     assert site.calls[2] >= 5
     assert engine.run.roster.of_node(103).failures == 0
-    assert "left out of this evaluation" in engine.journal.of_kind("failed")[0].text
+    assert "left out of this evaluation" in engine.journal.of_kind("task-failed")[0].text
     # 5 and 10 examples at the sites 0 and 1.
     last = result.evaluate_metrics_clientapp[6]
     assert last["partition"] == pytest.approx(2 / 3)
@@ -209,7 +209,7 @@ def test_a_deaf_client_expires_and_is_asked_again(dialect: str) -> None:
     # Ten seconds each, then 1, 2, ... more.
     assert grid.pushed(103)[:3] == [0.0, 11.0, 23.0]
     assert engine.run.counters.expired >= 2
-    assert "no reply within 10 s" in engine.journal.of_kind("failed")[0].text
+    assert "no reply within 10 s" in engine.journal.of_kind("task-failed")[0].text
     assert engine.run.counters.accepted >= 50
 
 

@@ -327,7 +327,7 @@ def test_a_late_update_of_the_old_node_stays_refused_once_the_site_trains_again(
     assert [span.site for span in late] == ["site-0"]
     assert late[0].end > outcome.events("merged")[0].time
     assert outcome.strategy.run.hooks.may_train("site-0")
-    refused = [event.time for event in outcome.events("refused")]
+    refused = [event.time for event in outcome.events("update-refused")]
     assert late[0].end in refused
 
 
