@@ -74,3 +74,27 @@ class FederationError(AfuicError, RuntimeError):
     """A federation cannot go on: nobody is connected, or nobody returns a usable update."""
 
     code: ClassVar[str] = "AFUIC-600"
+
+
+class StateError(AfuicError, RuntimeError):
+    """The server's state directory is missing, damaged, or made by another program."""
+
+    code: ClassVar[str] = "AFUIC-700"
+
+
+class StateLockedError(StateError):
+    """Another server runs on the same state directory."""
+
+    code: ClassVar[str] = "AFUIC-701"
+
+
+class LedgerError(StateError):
+    """The ledger's chain is broken, or a signed head contradicts it."""
+
+    code: ClassVar[str] = "AFUIC-702"
+
+
+class SignatureError(AfuicError, ValueError):
+    """A signature does not match, or a key is not what it should be."""
+
+    code: ClassVar[str] = "AFUIC-703"
