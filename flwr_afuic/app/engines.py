@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, get_args
 
 from flwr.app import Message, RecordDict
@@ -113,10 +116,10 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
     # here: with its usual 5 ms turns a loop among them can wait for a fifth of a second.
     turns = sys.getswitchinterval()
     sys.setswitchinterval(_INTERPRETER_TURN_SECONDS)
+    server = make_server_app(guarded)
     try:
-        run_simulation(
-            make_server_app(guarded), client_app, num_supernodes=sites, backend_config=backend
-        )
+        with _interruptible(ended):
+            run_simulation(server, client_app, num_supernodes=sites, backend_config=backend)
     except Exception:
         if failures and not isinstance(failures[0], _SimulationEnded):
             raise failures[0] from None
@@ -124,6 +127,37 @@ def _simulate(main: Callable[[Grid], None], client_app: ClientApp, sites: int) -
     finally:
         ended.set()
         sys.setswitchinterval(turns)
+
+
+@contextmanager
+def _interruptible(ended: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C end the run: Flower's runtime would first wait for the server's thread.
+
+    The first one sets ``ended`` and lets the runtime close down; a second one waits for nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        ended.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 class _SimulationEnded(FederationError):
