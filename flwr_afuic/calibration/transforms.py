@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from monai.networks.layers.spatial_transforms import AffineTransform
 from torch import Tensor, nn
 
 from flwr_afuic.errors import ConfigError, DataError
@@ -107,6 +106,9 @@ class MonaiPhi:
     def _move(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.rotate == self.scale == self.shift == 0:
             return images
+        # Imported here: MONAI takes seconds, and the sites' processes never augment.
+        from monai.networks.layers.spatial_transforms import AffineTransform
+
         count, _, height, width = images.shape
         # Columns: angle, size, shift down, shift right; each uniform on [-1, 1].
         draws = 2 * torch.rand(count, 4, generator=generator, dtype=images.dtype) - 1

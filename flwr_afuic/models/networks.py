@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Callable
 
 import torch
-from monai.networks.blocks.convolutions import Convolution
-from monai.networks.nets import densenet, resnet
 from torch import nn
 
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.seeds import derive_seed
 
 Builder = Callable[[int, int, int], nn.Module]
+# MONAI takes longer to import than torch, and a deployed site starts a process for every message:
+# only who makes one of these networks waits for it.
+_CONVOLUTION = "monai.networks.blocks.convolutions"
+_RESNET = "monai.networks.nets.resnet"
+_DENSENET = "monai.networks.nets.densenet"
+
 WIDTHS = (16, 32, 64)
 MAX_HEAD_SIDE = 4
 DENSENET_LEAST_SIDE = 32
@@ -37,11 +42,12 @@ def _groupnorm_cnn(channels: int, num_classes: int, image_size: int) -> nn.Modul
     head sees positions (at most 4x4): pooled to one value a channel, features that
     GroupNorm has just normalised carry little, and training stalls for 100 steps or more.
     """
+    convolution = importlib.import_module(_CONVOLUTION).Convolution
     layers: list[nn.Module] = [Centre()]
     width_in, side = channels, image_size
     for width in WIDTHS:
         layers.append(
-            Convolution(
+            convolution(
                 spatial_dims=2,
                 in_channels=width_in,
                 out_channels=width,
@@ -59,17 +65,22 @@ def _groupnorm_cnn(channels: int, num_classes: int, image_size: int) -> nn.Modul
     return nn.Sequential(*layers)
 
 
-def _monai_resnet(factory: Callable[..., nn.Module]) -> Builder:
+def _monai_resnet(name: str) -> Builder:
     def build(channels: int, num_classes: int, image_size: int) -> nn.Module:
         del image_size  # any size: the network ends in global pooling
-        return factory(spatial_dims=2, n_input_channels=channels, num_classes=num_classes)
+        factory = getattr(importlib.import_module(_RESNET), name)
+        network: nn.Module = factory(
+            spatial_dims=2, n_input_channels=channels, num_classes=num_classes
+        )
+        return network
 
     return build
 
 
-def _monai_densenet(factory: Callable[..., nn.Module]) -> Builder:
+def _monai_densenet(name: str) -> Builder:
     def build(channels: int, num_classes: int, image_size: int) -> nn.Module:
-        network = factory(spatial_dims=2, in_channels=channels, out_channels=num_classes)
+        factory = getattr(importlib.import_module(_DENSENET), name)
+        network: nn.Module = factory(spatial_dims=2, in_channels=channels, out_channels=num_classes)
         if image_size >= DENSENET_LEAST_SIDE:
             return network
         # It halves the image five times, and would be left with nothing of a smaller one.
@@ -82,12 +93,12 @@ def _monai_densenet(factory: Callable[..., nn.Module]) -> Builder:
 
 _BUILDERS: dict[str, Builder] = {
     "groupnorm-cnn": _groupnorm_cnn,
-    "densenet121": _monai_densenet(densenet.DenseNet121),
-    "densenet169": _monai_densenet(densenet.DenseNet169),
-    "resnet10": _monai_resnet(resnet.resnet10),
-    "resnet18": _monai_resnet(resnet.resnet18),
-    "resnet34": _monai_resnet(resnet.resnet34),
-    "resnet50": _monai_resnet(resnet.resnet50),
+    "densenet121": _monai_densenet("DenseNet121"),
+    "densenet169": _monai_densenet("DenseNet169"),
+    "resnet10": _monai_resnet("resnet10"),
+    "resnet18": _monai_resnet("resnet18"),
+    "resnet34": _monai_resnet("resnet34"),
+    "resnet50": _monai_resnet("resnet50"),
 }
 
 MODEL_NAMES: tuple[str, ...] = tuple(_BUILDERS)
@@ -140,6 +151,8 @@ def make_model(
     ):
         if value < least:
             raise ConfigError(f"{label} is {value}; a model needs at least {least}")
+    for module in (_CONVOLUTION, _RESNET, _DENSENET):
+        importlib.import_module(module)  # not under "meta", where its constants would be empty
     with torch.device("meta"):
         model = _BUILDERS[name](channels, num_classes, image_size)
     model.to_empty(device="cpu")
