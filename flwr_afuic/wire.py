@@ -65,6 +65,8 @@ REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-le
 _LATEST = 1e12
 MAX_PENDING = 64
 """Most requests one reply may carry; a site with more reports the oldest first."""
+MOST_ENTRIES = 16
+"""Most entries of a mapping of scalars inside a message."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class ErasureNotice:
     filed_at: float
 
     def __post_init__(self) -> None:
-        if not _is_uuid(self.request_id):
+        if not is_uuid(self.request_id):
             raise WireError(
                 f"request id {str(self.request_id)[:80]!r} is not a UUID in its usual form "
                 "(lowercase, with hyphens)"
@@ -116,7 +118,7 @@ class ErasureNotice:
             raise WireError("filed_at must be a number of seconds since the epoch")
 
 
-def _is_uuid(text: object) -> bool:
+def is_uuid(text: object) -> bool:
     """Whether ``text`` is a UUID in the one form that makes equal requests equal strings."""
     try:
         return isinstance(text, str) and str(UUID(text)) == text
@@ -127,6 +129,16 @@ def _is_uuid(text: object) -> bool:
 def encode_notices(notices: list[ErasureNotice]) -> str:
     """Serialise erasure notices for a metrics or properties entry."""
     return json.dumps([asdict(notice) for notice in notices])
+
+
+def decode_ids(text: object, key: str) -> list[str]:
+    """Read request ids separated by commas; WireError if they are none, or too many."""
+    if not isinstance(text, str):
+        raise WireError(f"{key} must be a string of ids, got {type(text).__name__}")
+    ids = [part for part in text.split(",") if part]
+    if len(ids) > MAX_PENDING or not all(is_uuid(part) for part in ids):
+        raise WireError(f"{key} must hold at most {MAX_PENDING} UUIDs separated by commas")
+    return ids
 
 
 def decode_notices(text: object) -> list[ErasureNotice]:
@@ -160,7 +172,10 @@ class Evidence:
     stop_reason : str
         Why it stopped.
     delta_norm : float
-        Euclidean norm of the delta over trained arrays.
+        Euclidean norm of the delta over trained arrays, as it left the site.
+    privacy : mapping of str to scalar, or None
+        How the delta was protected before it left; None where it was not. The score
+        ``after`` is that of the model so protected.
     """
 
     before: ForgetScore
@@ -170,6 +185,7 @@ class Evidence:
     steps: int
     stop_reason: str
     delta_norm: float
+    privacy: Mapping[str, Scalar | None] | None = None
 
     def to_json(self) -> str:
         """Serialise for a metrics entry."""
@@ -200,11 +216,63 @@ class Evidence:
                 steps=int(row["steps"]),
                 stop_reason=str(row["stop_reason"])[:200],
                 delta_norm=delta_norm,
+                privacy=_entries(row.get("privacy")),
             )
         except WireError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WireError(f"{EVIDENCE} is malformed: {error!r}") from error
+
+
+def _entries(row: object) -> dict[str, Scalar | None] | None:
+    """Read a small mapping of JSON scalars, or None."""
+    if row is None:
+        return None
+    if not isinstance(row, dict) or len(row) > MOST_ENTRIES:
+        raise WireError(f"{EVIDENCE} holds no mapping of at most {MOST_ENTRIES} privacy entries")
+    for name, value in row.items():
+        number = isinstance(value, int | float) and abs(value) < _LATEST
+        text = isinstance(value, str) and len(value) <= 200
+        if len(name) > 40 or not (number or text or value is None):
+            raise WireError(f"{EVIDENCE} holds a malformed privacy entry {name[:40]!r}")
+    return dict(row)
+
+
+def split_groups(arrays: list[Any], counts: object) -> dict[str, list[Any]]:
+    """Separate a model's arrays from the groups that follow them.
+
+    Parameters
+    ----------
+    arrays : list of ndarray
+        The model's arrays, then those of each group.
+    counts : object
+        What came under ``EXTRAS``: JSON that maps each group's name to its number of arrays.
+
+    Returns
+    -------
+    dict of str to list of ndarray
+        The groups, and the rest as ``model``.
+
+    Raises
+    ------
+    WireError
+        If the counts are malformed or leave no model.
+    """
+    wanted = decode_json(counts, EXTRAS)
+    if (
+        not isinstance(wanted, dict)
+        or "model" in wanted
+        or any(type(n) is not int or n < 0 for n in wanted.values())
+    ):
+        raise WireError(f"{EXTRAS} must map groups to counts, got {json.dumps(wanted)[:200]}")
+    end = len(arrays) - sum(wanted.values())
+    if end < 1:
+        raise WireError(f"{len(arrays)} arrays cannot hold the groups {wanted} and a model")
+    groups = {"model": arrays[:end]}
+    for group, count in wanted.items():
+        groups[group] = arrays[end : end + count]
+        end += count
+    return groups
 
 
 def _score(row: Mapping[str, Any]) -> ForgetScore:
