@@ -98,3 +98,15 @@ class SignatureError(AfuicError, ValueError):
     """A signature does not match, or a key is not what it should be."""
 
     code: ClassVar[str] = "AFUIC-703"
+
+
+class HistoryError(AfuicError, RuntimeError):
+    """The history of updates cannot be written, read, or used for what is asked."""
+
+    code: ClassVar[str] = "AFUIC-800"
+
+
+class RecordError(HistoryError, ValueError):
+    """A stored update is damaged, cut short, or belongs to another history."""
+
+    code: ClassVar[str] = "AFUIC-801"
