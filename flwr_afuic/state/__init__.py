@@ -1,0 +1,1 @@
+"""The server's state directory: database, weights, keys, certificates, backups."""
