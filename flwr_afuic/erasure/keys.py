@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import math
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
 
-from flwr_afuic.erasure.canonical import canonical
-from flwr_afuic.errors import SignatureError, StateError, WireError
+from flwr_afuic.erasure.signatures import (
+    Rotation,
+    follows,
+    key_id,
+    load_public,
+    read_public_keys,
+    read_rotations,
+    verify,
+)
+from flwr_afuic.errors import StateError
 from flwr_afuic.state.files import (
     OWNER_FILE,
     create,
@@ -34,136 +37,16 @@ from flwr_afuic.state.files import (
     write_file,
 )
 
-_KEY = re.compile(r"[0-9a-f]{64}")
-_SIGNATURE = re.compile(r"[0-9a-f]{128}")
-
-
-def key_id(public: str | bytes) -> str:
-    """Return the short name of a public key: 16 hexadecimal digits.
-
-    Parameters
-    ----------
-    public : str or bytes
-        The raw 32 bytes, or their 64 hexadecimal digits.
-    """
-    raw = bytes.fromhex(public) if isinstance(public, str) else public
-    return hashlib.sha256(raw).hexdigest()[:16]
-
-
-def verify(public_hex: str, data: bytes, signature_hex: str) -> bool:
-    """Whether a signature is this key's over exactly these bytes; malformed ones are not.
-
-    Only lower-case digits count, so that no byte of a signature can change unnoticed.
-    """
-    if not isinstance(public_hex, str) or not _KEY.fullmatch(public_hex):
-        return False
-    if not isinstance(signature_hex, str) or not _SIGNATURE.fullmatch(signature_hex):
-        return False
-    try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
-        key.verify(bytes.fromhex(signature_hex), data)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """The old key's word that the new one takes its place.
-
-    Parameters
-    ----------
-    old_key, new_key : str
-        Raw public keys, 64 hexadecimal digits.
-    at : float
-        Seconds since the epoch.
-    signature : str
-        The old key's, over canonical JSON ``{"at", "new", "old"}``.
-    """
-
-    old_key: str
-    new_key: str
-    at: float
-    signature: str
-
-    def signed(self) -> bytes:
-        """Return the bytes the old key signs."""
-        return canonical({"old": self.old_key, "new": self.new_key, "at": self.at})
-
-    @property
-    def genuine(self) -> bool:
-        """Whether the old key signed it."""
-        return verify(self.old_key, self.signed(), self.signature)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dictionary for JSON."""
-        return {
-            "old": self.old_key,
-            "new": self.new_key,
-            "at": self.at,
-            "signature": self.signature,
-        }
-
-    @classmethod
-    def from_json(cls, value: object) -> Rotation:
-        """Read :meth:`to_json`'s dictionary; WireError if it is malformed (not: if forged)."""
-        if not isinstance(value, dict) or set(value) != {"old", "new", "at", "signature"}:
-            raise WireError("a key rotation has the fields old, new, at and signature")
-        for field, form in (("old", _KEY), ("new", _KEY), ("signature", _SIGNATURE)):
-            if not isinstance(value[field], str) or not form.fullmatch(value[field]):
-                raise WireError(f"a key rotation's {field} is not lower-case hexadecimal")
-        if not isinstance(value["at"], float) or not math.isfinite(value["at"]):
-            raise WireError("a key rotation's time is no number of seconds")
-        return cls(value["old"], value["new"], value["at"], value["signature"])
-
-
-def follows(pinned_hex: str, public_hex: str, rotations: Iterable[Rotation]) -> bool:
-    """Whether signed rotations lead from a pinned key to the one shown now.
-
-    Parameters
-    ----------
-    pinned_hex : str
-        The key trusted so far.
-    public_hex : str
-        The key shown; the pinned one follows itself.
-    rotations : iterable of Rotation
-        Oldest first. Forged ones count for nothing.
-    """
-    present = pinned_hex
-    for rotation in rotations:
-        if present == public_hex:
-            break
-        if rotation.old_key == present and rotation.genuine:
-            present = rotation.new_key
-    return present == public_hex
-
-
-def load_public(path: str | Path) -> str:
-    """Read a public key from a PEM file; return its raw bytes as 64 hexadecimal digits.
-
-    Raises
-    ------
-    SignatureError
-        If the file is missing or holds no Ed25519 public key.
-    """
-    try:
-        key = serialization.load_pem_public_key(Path(path).read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as cause:
-        raise SignatureError(f"{path} holds no public key ({cause}); name server.pub") from cause
-    if not isinstance(key, Ed25519PublicKey):
-        raise SignatureError(f"{path} holds a {type(key).__name__}, not an Ed25519 key")
-    return _hex(key)
-
-
-def read_rotations(folder: str | Path) -> list[Rotation]:
-    """Read the rotations of a key folder, oldest first; StateError if they are damaged."""
-    path = Path(folder) / "rotations.json"
-    try:
-        return [Rotation.from_json(value) for value in json.loads(path.read_bytes())]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError) as cause:
-        raise StateError(f"{path} is damaged ({cause}); restore it from a backup") from cause
+__all__ = [
+    "KeyRing",
+    "Rotation",
+    "follows",
+    "key_id",
+    "load_public",
+    "read_public_keys",
+    "read_rotations",
+    "verify",
+]
 
 
 class KeyRing:
@@ -279,10 +162,8 @@ class KeyRing:
             self._make_first()
         self._private = _load_private(self._path)
         self._loaded = _stamp(self._path)
-        self._check_last()
-        public = self.folder / "server.pub"
-        if not public.exists() or public.read_bytes() != self.public_pem:
-            write_file(public, self.public_pem)
+        self._check_pair()
+        self._publish()
 
     def _make_first(self) -> None:
         if self.rotations or (self.folder / "server.pub").exists():
@@ -294,12 +175,28 @@ class KeyRing:
         os.replace(temporary, self._path)
         sync_folder(self.folder)
 
-    def _check_last(self) -> None:
-        if self.rotations and self.rotations[-1].new_key != self.public_hex:
+    def _check_pair(self) -> None:
+        """Refuse a private key that is not the one the public files speak of."""
+        public, rotations = self.folder / "server.pub", self.rotations
+        if rotations and rotations[-1].new_key != self.public_hex:
             raise StateError(
                 f"{self._path} holds key {self.key_id}, but the last rotation leads to "
-                f"{key_id(self.rotations[-1].new_key)}; restore keys/ from one backup"
+                f"{key_id(rotations[-1].new_key)}; restore keys/ from one backup"
             )
+        if not public.exists():
+            return
+        shown = load_public(public)
+        # A crash at the end of a rotation leaves the old public key.
+        if shown != self.public_hex and not (rotations and shown == rotations[-1].old_key):
+            raise StateError(
+                f"{public} holds key {key_id(shown)}, {self._path.name} key {self.key_id}; "
+                "restore keys/ from one backup"
+            )
+
+    def _publish(self) -> None:
+        public = self.folder / "server.pub"
+        if not public.exists() or public.read_bytes() != self.public_pem:
+            write_file(public, self.public_pem)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

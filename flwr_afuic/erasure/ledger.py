@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flwr_afuic.erasure.canonical import canonical
-from flwr_afuic.erasure.keys import key_id, verify
+from flwr_afuic.erasure.signatures import key_id, verify
 from flwr_afuic.errors import LedgerError, SignatureError, WireError
 
 __all__ = [

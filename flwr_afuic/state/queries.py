@@ -37,6 +37,11 @@ UPDATE_COLUMNS = (
 )
 
 
+def named(connection: sqlite3.Connection) -> bool:
+    """Whether the federation has an id already."""
+    return connection.execute("SELECT 1 FROM meta WHERE key = 'federation'").fetchone() is not None
+
+
 def federation(connection: sqlite3.Connection) -> str:
     """Return the federation's id."""
     row = connection.execute("SELECT value FROM meta WHERE key = 'federation'").fetchone()

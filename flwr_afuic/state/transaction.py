@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr_afuic.erasure.canonical import canonical
-from flwr_afuic.erasure.keys import KeyRing
+from flwr_afuic.erasure.keys import KeyRing, verify
 from flwr_afuic.erasure.ledger import Row, genesis, make_row, sign_head
-from flwr_afuic.errors import StateError
+from flwr_afuic.errors import LedgerError, StateError
 from flwr_afuic.state import queries
 from flwr_afuic.state.rows import RequestRow
 from flwr_afuic.state.vault import Vault
@@ -147,7 +147,8 @@ class Transaction:
         LedgerError
             If the body is no JSON.
         """
-        last = self._last or queries.last_row(self._connection)
+        self._check()
+        last = self._last or self._signed_end()
         seq, previous = (
             (1, genesis(self._federation)) if last is None else (last.seq + 1, last.hash)
         )
@@ -163,6 +164,25 @@ class Transaction:
         )
         self._last = row
         return row
+
+    def _signed_end(self) -> Row | None:
+        """Return the last row, if the head was signed over it.
+
+        Appending signs a new head, and must not do so over rows that were cut or changed.
+        """
+        last, head = queries.last_row(self._connection), queries.head(self._connection)
+        if last is None and head is None:
+            return None
+        self._keys.reload()
+        if last is None or head is None or (head.seq, head.hash) != (last.seq, last.hash):
+            why = "the row it ends with is not the one that was signed"
+        elif head.key not in self._keys.public_keys:
+            why = "its head is signed by an unknown key"
+        elif not verify(head.key, head.signed(), head.signature):
+            why = "its head was changed"
+        else:
+            return last
+        raise LedgerError(f"the ledger takes no more rows: {why}; verify it, and restore a backup")
 
     def log_events(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Append events: time, wall, round, version, kind, site, text."""
