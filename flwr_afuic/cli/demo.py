@@ -10,7 +10,6 @@ import typer
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.cli import options
 from flwr_afuic.cli.progress import progress, quieten
-from flwr_afuic.data.sources import PHANTOMS, locate
 from flwr_afuic.errors import ConfigError, DataError
 
 _DEFAULTS = AppSettings()
@@ -145,6 +144,8 @@ def execute(
 
 def _available(quiet: bool) -> str:
     """Return the default data set where it can be had, else phantoms, and say which."""
+    from flwr_afuic.data.sources import PHANTOMS, locate
+
     name = _DEFAULTS.dataset
     try:
         locate(name)

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from flwr_afuic.app.settings import AppSettings
-from flwr_afuic.data.sources import DATA_DIR_VARIABLE
 from flwr_afuic.errors import ConfigError
+
+DATA_DIR_VARIABLE = "AFUIC_DATA_DIR"
+"""As in ``flwr_afuic.data.sources``, which would bring torch into every command."""
 
 DataDir = Annotated[
     Path | None,

@@ -68,7 +68,7 @@ def build_certificate(
         unlearned together). The count of a request that the operator filed is not known.
     history : sequence of mapping
         ``state``, ``time`` (seconds since the start of training), ``round``, ``version``,
-        ``text``, and ``at`` where the time of day is known. The last state is the outcome.
+        ``text``, and ``at`` (0 or None: not known). The last state is the outcome.
     received_at, merged_at, completed_at : float
         By the server's clock; the merge and the completion that count are the last.
     base, merge : (int, str)
@@ -245,7 +245,7 @@ def _step(step: Values) -> dict[str, Any]:
     at = step.get("at")
     return {
         "state": step.get("state"),
-        "at": None if at is None else iso_utc(at),
+        "at": iso_utc(at) if at else None,
         "seconds": step.get("time"),
         "round": step.get("round"),
         "version": step.get("version"),
