@@ -9,7 +9,7 @@ from flwr_afuic.erasure.keys import Rotation
 from flwr_afuic.erasure.ledger import Head
 from flwr_afuic.state import certificates, commands, queries, sweeping
 from flwr_afuic.state.base import OpenState
-from flwr_afuic.state.checking import verify_connection
+from flwr_afuic.state.checking import file_problems, ledger_problems
 from flwr_afuic.state.rows import Command
 from flwr_afuic.state.vault import Purged
 
@@ -100,16 +100,24 @@ class StateStore(OpenState):
             change.append("key-rotated", rotation.to_json())
         return rotation
 
-    def verify(self, heads_seen: Iterable[tuple[str, Head]] = ()) -> list[str]:
+    def verify(
+        self, heads_seen: Iterable[tuple[str, Head]] = (), *, files: bool = False
+    ) -> list[str]:
         """Return everything that is wrong with the ledger; [] if it is whole.
 
         Parameters
         ----------
         heads_seen : iterable of (str, Head)
             Site and a head it has kept.
+        files : bool
+            Check weights and certificates as well, which reads all of them.
         """
+        keys = self.keys.public_keys
         with self._using() as connection:
-            return verify_connection(connection, self.keys.public_keys, heads_seen)
+            problems = ledger_problems(connection, keys, heads_seen)
+            if files:
+                problems += file_problems(connection, self.directory, keys)
+        return problems
 
     def command(
         self,

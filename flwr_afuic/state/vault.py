@@ -54,17 +54,20 @@ class Vault:
     Parameters
     ----------
     folder : path
-        Made if needed.
+        Where the files are.
     clean : bool
         Remove what a crash left half written; only for the one process that writes here.
+    make : bool
+        Make the folder if there is none; without it the vault is for reading.
     """
 
-    def __init__(self, folder: str | Path, *, clean: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, clean: bool = False, make: bool = True) -> None:
         self.folder = Path(folder)
         self.guard = threading.RLock()
         self._fresh: set[str] = set()
         try:
-            make_folder(self.folder)
+            if make:
+                make_folder(self.folder)
             if clean:
                 drop_partials(self.folder)
         except OSError as cause:
