@@ -20,6 +20,7 @@ from flwr_afuic.clients import ErasureClient, SiteData, TorchClient, message_app
 from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.strategies.afuic import AFUIC
 from flwr_afuic.strategies.codec import to_record
+from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.unlearning.level import ForgetScore
 
 torch.set_num_threads(1)
@@ -244,6 +245,7 @@ def federate(
         "evaluate_every": 0,
         "verify_rounds": 2,
         "norm_factor": 1e6,
+        "gate": GateSettings(by="off"),
         "dialect": dialect,
         "on_version": on_version,
         **options,

@@ -89,6 +89,15 @@ class RelearningLock:
         self._directions[key] = vector
         self._offsets[key] = float(start @ vector)
 
+    def held(self, key: str) -> tuple[npt.NDArray[np.float64], float]:
+        """Return one lock's unit direction, shape (p,), and ``<o, d^>``; for a checkpoint."""
+        return self._directions[key], self._offsets[key]
+
+    def restore(self, key: str, direction: FloatArray, offset: float) -> None:
+        """Take up a lock exactly as :meth:`held` gave it; LayoutError as in :meth:`add`."""
+        self._directions[key] = self._vector("direction", direction)
+        self._offsets[key] = float(offset)
+
     def remove(self, key: str) -> None:
         """Drop one lock.
 

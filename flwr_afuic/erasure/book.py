@@ -1,114 +1,20 @@
-"""Erasure requests at the server: their states, and the one book that moves them.
+"""Erasure requests at the server: the one book that moves them.
 
-The book is the interface behind which requests live; this one lives in memory. It never
-decides anything about models: it says what may follow what, and keeps the history.
+The book never decides anything about models: it says what may follow what, keeps the history,
+and gathers what has changed since it was last written down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
 
+from flwr_afuic.erasure.record import CLOSED, FOLLOWS, ErasureRecord, State, Step
 from flwr_afuic.errors import DuplicateRequestError, ErasureError, StateTransitionError
-from flwr_afuic.unlearning.level import ForgetScore, LevelVerdict
-from flwr_afuic.wire import ErasureNotice, Evidence
+from flwr_afuic.wire import ErasureNotice
 
-
-class State(StrEnum):
-    """Where an erasure request stands."""
-
-    RECEIVED = "received"
-    DISPATCHED = "dispatched"
-    UNLEARNED = "unlearned"
-    HELD = "held"
-    MERGED = "merged"
-    VERIFYING = "verifying"
-    COMPLETED = "completed"
-    COMPLETED_UNVERIFIED = "completed-unverified"
-    REFUSED = "refused"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-FOLLOWS: dict[State, frozenset[State]] = {
-    State.RECEIVED: frozenset(
-        {State.DISPATCHED, State.MERGED, State.REFUSED, State.FAILED, State.CANCELLED}
-    ),
-    State.DISPATCHED: frozenset({State.UNLEARNED, State.RECEIVED, State.FAILED, State.CANCELLED}),
-    State.UNLEARNED: frozenset({State.MERGED, State.HELD, State.FAILED, State.CANCELLED}),
-    State.HELD: frozenset({State.MERGED, State.FAILED, State.CANCELLED}),
-    State.MERGED: frozenset({State.VERIFYING}),
-    State.VERIFYING: frozenset(
-        {State.COMPLETED, State.COMPLETED_UNVERIFIED, State.RECEIVED, State.FAILED}
-    ),
-    State.COMPLETED: frozenset({State.VERIFYING}),
-    State.COMPLETED_UNVERIFIED: frozenset({State.VERIFYING}),
-    State.REFUSED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-}
-"""Which states may follow which. MEDU goes from received to merged; a forget level that is
-not met goes from verifying back to received; a resurfacing reopens a completed request."""
-
-CLOSED = frozenset(
-    {
-        State.COMPLETED,
-        State.COMPLETED_UNVERIFIED,
-        State.REFUSED,
-        State.FAILED,
-        State.CANCELLED,
-    }
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One entry of a request's history. ``time`` in seconds since the run's start."""
-
-    state: State
-    time: float
-    round: int
-    version: int
-    text: str
-
-
-@dataclass
-class ErasureRecord:
-    """One request and everything the server knows of it.
-
-    ``merged_before`` is set at the first merge and stays: a request past it can no longer
-    be cancelled, even when it is sent back for another attempt.
-    """
-
-    notice: ErasureNotice
-    site: str
-    state: State = State.RECEIVED
-    history: list[Step] = field(default_factory=list)
-    attempts: int = 0
-    base_version: int | None = None
-    merge_version: int | None = None
-    merge_round: int | None = None
-    verified_rounds: int = 0
-    evidence: list[Evidence] = field(default_factory=list)
-    scores: list[tuple[int, ForgetScore]] = field(default_factory=list)
-    verdict: LevelVerdict | None = None
-    reason: str = ""
-
-    @property
-    def request_id(self) -> str:
-        """Identifier of the request."""
-        return self.notice.request_id
-
-    @property
-    def merged_before(self) -> bool:
-        """Whether a delta of this request has entered the model."""
-        return self.merge_version is not None
-
-    @property
-    def open(self) -> bool:
-        """Whether the request still moves."""
-        return self.state not in CLOSED
+__all__ = ["CLOSED", "FOLLOWS", "ErasureRecord", "RequestBook", "State", "Step"]
 
 
 class RequestBook:
@@ -126,12 +32,18 @@ class RequestBook:
 
     def __init__(self) -> None:
         self._records: dict[str, ErasureRecord] = {}
+        self.changed: set[str] = set()
+        self.entries: list[tuple[str, dict[str, Any]]] = []
 
     def __iter__(self) -> Iterator[ErasureRecord]:
         return iter(list(self._records.values()))
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def find(self, request_id: str) -> ErasureRecord | None:
+        """Return a request, or None."""
+        return self._records.get(request_id)
 
     def get(self, request_id: str) -> ErasureRecord:
         """Return a request; ErasureError if there is none of that id."""
@@ -147,9 +59,11 @@ class RequestBook:
         notice: ErasureNotice,
         site: str,
         *,
+        filed_by: str = "site",
         time: float = 0.0,
         round: int = 0,
         version: int = 0,
+        at: float = 0.0,
     ) -> tuple[ErasureRecord, bool]:
         """Take a request in; filing the same one again changes nothing.
 
@@ -171,9 +85,10 @@ class RequestBook:
                     "file a new request under a new id"
                 )
             return known, False
-        record = ErasureRecord(notice, site)
-        record.history.append(Step(State.RECEIVED, time, round, version, "filed"))
+        record = ErasureRecord(notice, site, filed_by=filed_by)
+        record.history.append(Step(State.RECEIVED, time, round, version, "filed", at))
         self._records[notice.request_id] = record
+        self.note(record, "request", site=site, filed_by=filed_by, **asdict(notice))
         return record, True
 
     def move(
@@ -185,6 +100,7 @@ class RequestBook:
         time: float = 0.0,
         round: int = 0,
         version: int = 0,
+        at: float = 0.0,
     ) -> None:
         """Move a request on; StateTransitionError if that state may not follow."""
         if state not in FOLLOWS[record.state]:
@@ -200,7 +116,32 @@ class RequestBook:
             )
         record.state = state
         record.reason = text
-        record.history.append(Step(state, time, round, version, text))
+        record.history.append(Step(state, time, round, version, text, at))
+        self.note(record, "state", state=str(state), text=text, round=round, version=version)
+
+    def note(self, record: ErasureRecord, kind: str, **body: Any) -> None:
+        """Mark a record as changed, with an entry for the ledger."""
+        self.changed.add(record.request_id)
+        self.entries.append((kind, {"request": record.request_id, **body}))
+
+    def say(self, kind: str, body: dict[str, Any]) -> None:
+        """Add an entry for the ledger that concerns no record."""
+        self.entries.append((kind, body))
+
+    def load(self, records: Iterable[ErasureRecord]) -> None:
+        """Take up the records of an earlier run."""
+        self._records.update({record.request_id: record for record in records})
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something has changed since :meth:`take_changes`."""
+        return bool(self.changed or self.entries)
+
+    def take_changes(self) -> tuple[list[ErasureRecord], list[tuple[str, dict[str, Any]]]]:
+        """Return the records changed since the last call, and the entries for the ledger."""
+        records = [self._records[key] for key in sorted(self.changed)]
+        entries, self.entries, self.changed = self.entries, [], set()
+        return records, entries
 
     def of_site(self, site: str) -> list[ErasureRecord]:
         """Return every request of one site, oldest first."""
@@ -211,3 +152,4 @@ class RequestBook:
         for record in self:
             if record.site == old:
                 record.site = new
+                self.note(record, "renamed", site=new)

@@ -30,6 +30,35 @@ class Event:
 
 
 @dataclass(frozen=True)
+class UpdateEntry:
+    """What became of one training reply.
+
+    Attributes
+    ----------
+    version, base_version : int
+        Version of the global model when it came, and the one it was trained from.
+    examples : int
+        Training examples it stands for; 0 where the reply could not be read.
+    fate : str
+        ``accepted``, ``stale``, ``refused`` or ``quarantined``.
+    """
+
+    time: float
+    round: int
+    version: int
+    site: str
+    base_version: int
+    examples: int
+    fate: str
+    reason: str = ""
+
+    @property
+    def staleness(self) -> int:
+        """Versions between the two."""
+        return self.version - self.base_version
+
+
+@dataclass(frozen=True)
 class Span:
     """A time in which a site, or the server, worked on one task (seconds)."""
 
@@ -60,6 +89,7 @@ class Journal:
     spans: list[Span] = field(default_factory=list)
     server_spans: list[Span] = field(default_factory=list)
     accepted: list[tuple[float, str]] = field(default_factory=list)
+    updates: list[UpdateEntry] = field(default_factory=list)
 
     def of_kind(self, kind: str) -> list[Event]:
         """Events of one kind, in order."""

@@ -98,10 +98,20 @@ class Roster:
         found = [member for member in newest_first if member.site == site]
         return max(found, key=lambda member: member.connected, default=None)
 
-    def identify(self, member: Member, claimed: str) -> None:
-        """Take a client's word for its site's name, unless the node is authenticated."""
-        if claimed and not member.authenticated:
-            member.site = claimed
+    def identify(self, member: Member, claimed: str) -> bool:
+        """Take a client's word for its site's name, unless the node is authenticated.
+
+        Returns
+        -------
+        bool
+            False if the name is another node's, authenticated one: then it is not taken.
+        """
+        if not claimed or member.authenticated:
+            return True
+        if any(other.authenticated and other.site == claimed for other in self.members):
+            return False
+        member.site = claimed
+        return True
 
     def free(self) -> list[Member]:
         """Members that may be sent a message now, in order of site name."""

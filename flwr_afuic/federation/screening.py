@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,6 +39,15 @@ class UpdateScreen:
     def typical_norm(self) -> float | None:
         """Median norm of recently accepted updates, or None before there are enough."""
         return float(np.median(self._norms)) if len(self._norms) >= _ENOUGH else None
+
+    @property
+    def norms(self) -> list[float]:
+        """Norms of recently accepted updates, oldest first."""
+        return list(self._norms)
+
+    def remember(self, norms: Iterable[float]) -> None:
+        """Take up the norms an earlier run accepted."""
+        self._norms.extend(norms)
 
     def refuse(self, update: Arrays, examples: int) -> str | None:
         """Return why the update is refused, or None if it is sound.

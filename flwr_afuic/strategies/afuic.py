@@ -18,10 +18,14 @@ from flwr_afuic.calibration.transforms import Phi, make_phi
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.layout import Arrays
+from flwr_afuic.strategies.admission import AdmissionSettings
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
+from flwr_afuic.strategies.certification import plain_settings
 from flwr_afuic.strategies.erasure_desk import MergeFacts
 from flwr_afuic.strategies.erasures import ErasureHooks
+from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
 
@@ -77,6 +81,21 @@ class AFUIC(AsyncStrategy):
         Rounds between further verifications of a completed request whose site stayed.
     max_attempts : int
         Unlearnings per request before it is reported as not met.
+    erasure_norm_factor : float
+        Erasure deltas whose norm exceeds this multiple of the median of recent updates are
+        refused.
+    gate : GateSettings
+        When a merge that would cost too much is held for the operator.
+    admission : AdmissionSettings
+        Who may ask, and how old a request may be.
+    privacy : DeltaPrivacy
+        Clipping and noise the sites put on their deltas; small requests are protected by default.
+    batch_size, batch_seconds : int, float
+        Small sample requests of a site wait until so many of them are there, or so long, and
+        are unlearned as one; 1 turns it off.
+    relearning_rank : int
+        Rank of the relearning basis asked of the site, 0 for none; the lock then holds along its
+        directions, too.
     site_timeout : float
         Seconds without news of a site after which its request is closed: as
         ``completed-unverified`` after a merge, as ``failed`` before one.
@@ -117,6 +136,13 @@ class AFUIC(AsyncStrategy):
         verify_rounds: int = 5,
         watch_every: int = 5,
         max_attempts: int = 3,
+        erasure_norm_factor: float = 30.0,
+        gate: GateSettings | None = None,
+        admission: AdmissionSettings | None = None,
+        privacy: DeltaPrivacy | None = None,
+        batch_size: int = 1,
+        batch_seconds: float = 3600.0,
+        relearning_rank: int = 0,
         site_timeout: float = 3600.0,
         virtual_reference_seconds: float = 5.0,
         virtual_invariance_seconds: float = 0.2,
@@ -129,9 +155,19 @@ class AFUIC(AsyncStrategy):
             ("verify_rounds", verify_rounds),
             ("watch_every", watch_every),
             ("max_attempts", max_attempts),
+            ("batch_size", batch_size),
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
+        if not isinstance(relearning_rank, int) or not 0 <= relearning_rank <= 64:
+            raise ConfigError(
+                f"relearning_rank is {relearning_rank!r}; it must be an integer from 0 to 64"
+            )
+        if not erasure_norm_factor > 1 or not batch_seconds > 0:
+            raise ConfigError(
+                f"erasure_norm_factor ({erasure_norm_factor}) must exceed 1 and batch_seconds "
+                f"({batch_seconds}) be positive"
+            )
         if not site_timeout > 0:
             raise ConfigError(f"site_timeout is {site_timeout}; it must be positive (seconds)")
         for name, seconds in (
@@ -164,6 +200,13 @@ class AFUIC(AsyncStrategy):
         self.verify_rounds = verify_rounds
         self.watch_every = watch_every
         self.max_attempts = max_attempts
+        self.erasure_norm_factor = erasure_norm_factor
+        self.gate = gate or GateSettings()
+        self.admission = admission or AdmissionSettings()
+        self.privacy = privacy or DeltaPrivacy()
+        self.batch_size = batch_size
+        self.batch_seconds = batch_seconds
+        self.relearning_rank = relearning_rank
         self.site_timeout = site_timeout
         self.virtual_reference_seconds = virtual_reference_seconds
         self.virtual_invariance_seconds = virtual_invariance_seconds
@@ -216,18 +259,63 @@ class AFUIC(AsyncStrategy):
         return self._erasures().file_for(site, reason)
 
     def cancel_erasure(self, request_id: str) -> None:
-        """Cancel a request that is not merged yet; its site trains again, on all its data.
+        """Cancel a request the operator filed, not merged yet; its site trains again.
 
-        May be called from any thread while a run is under way.
+        May be called from any thread while a run is under way. What a site filed only its own
+        steward can take back.
 
         Raises
         ------
         StateTransitionError
-            Once a delta of the request is merged, or the request is closed.
+            Once a delta of the request is merged, or the request is closed; or a site filed it.
         ErasureError
             If there is no such request.
         """
         self._erasures().cancel(request_id)
+
+    def release_erasure(self, request_id: str) -> None:
+        """Merge an erasure that the fidelity gate holds; StateTransitionError if it is not held."""
+        self._erasures().decide(request_id, release=True)
+
+    def reject_erasure(self, request_id: str) -> None:
+        """Close a held erasure without merging it; StateTransitionError if it is not held."""
+        self._erasures().decide(request_id, release=False)
+
+    # ---- for certificates and reports ------------------------------------------------
+
+    def describe(self) -> tuple[str, dict[str, Any]]:
+        """Return the method's name and its settings, as plain values."""
+        options = {
+            "merge": self.merge,
+            "verify_rounds": self.verify_rounds,
+            "max_attempts": self.max_attempts,
+            "erasure_norm_factor": self.erasure_norm_factor,
+            "gate": plain_settings(self.gate),
+            "unlearning": plain_settings(self.unlearning),
+            "distillation": plain_settings(self.distillation),
+        }
+        return "AFU-IC", options
+
+    def describe_calibration(self) -> dict[str, Any]:
+        """Return what keeps the erased data from being learned again, as plain values."""
+        return {
+            "lock": self.lock,
+            "relearning_rank": self.relearning_rank,
+            "fidelity": None
+            if self.fidelity_steps is None
+            else plain_settings(self.fidelity_steps),
+            "prediction_invariance": (
+                plain_settings(self.invariance) if self.prediction_invariance else None
+            ),
+        }
+
+    def describe_privacy(self) -> dict[str, Any]:
+        """Return what the sites are asked to put on their deltas, as plain values."""
+        return {
+            **plain_settings(self.privacy),
+            "batch_size": self.batch_size,
+            "batch_seconds": self.batch_seconds,
+        }
 
     def _erasures(self) -> ErasureHooks:
         if self._hooks is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO
+from pathlib import Path
 from typing import Literal, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -15,7 +16,7 @@ from flwr.supercore import log
 from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError, WireError
 from flwr_afuic.federation.buffer import Update, UpdateBuffer
-from flwr_afuic.federation.journal import Journal, VersionEntry
+from flwr_afuic.federation.journal import Event, Journal, VersionEntry
 from flwr_afuic.federation.layout import ArrayKind, Arrays, Layout
 from flwr_afuic.federation.staleness import StalenessRule, staleness_weight
 from flwr_afuic.strategies.averages import MetricAverages
@@ -83,8 +84,17 @@ class AsyncStrategy(Strategy):
         Where names and dtypes of the initial arrays do not tell.
     seed : int
         Root of every seed sent to clients.
+    state_dir : path, optional
+        Folder in which the server keeps its whole state, committed after every version. Where
+        it holds the state of an earlier run of the same model, ``start()`` goes on from there.
+    keep_checkpoints : int
+        Models of so many newest versions stay in ``state_dir``.
     on_version : callable, optional
-        Called with (VersionEntry, arrays) for the initial model and each version.
+        Called with (VersionEntry, arrays) for the first model and each version, before it is
+        committed.
+    on_event : callable, optional
+        Called with each :class:`~flwr_afuic.federation.journal.Event`, before what it tells of
+        is committed.
     stop_when : callable, optional
         Called with the run; ends it early when true.
 
@@ -123,7 +133,10 @@ class AsyncStrategy(Strategy):
         drain_seconds: float = 30.0,
         array_kinds: Mapping[str, ArrayKind] | None = None,
         seed: int = 0,
+        state_dir: str | Path | None = None,
+        keep_checkpoints: int = 3,
         on_version: OnVersion | None = None,
+        on_event: Callable[[Event], None] | None = None,
         stop_when: Callable[[FederationRun], bool] | None = None,
     ) -> None:
         self.mode = mode
@@ -147,7 +160,10 @@ class AsyncStrategy(Strategy):
         self.drain_seconds = drain_seconds
         self.array_kinds = array_kinds
         self.seed = seed
+        self.state_dir = state_dir
+        self.keep_checkpoints = keep_checkpoints
         self.on_version = on_version
+        self.on_event = on_event
         self.stop_when = stop_when
         self._check_settings()
         self.staleness_of = staleness_weight(staleness, a=staleness_a, b=staleness_b)
@@ -165,6 +181,7 @@ class AsyncStrategy(Strategy):
             "min_available_nodes": 1,
             "evaluate_every": 0,
             "max_failures": 1,
+            "keep_checkpoints": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)

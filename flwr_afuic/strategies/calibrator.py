@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import WARNING
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +106,49 @@ class Calibrator:
         if self._use_lock and float(np.linalg.norm(delta)) > 0:
             self.lock.add(request_id, delta, origin)
             self._held.append(request_id)
+
+    def hold_basis(self, request_id: str, basis: Vector, origin: Vector) -> None:
+        """Lock every direction of a relearning basis, too.
+
+        Parameters
+        ----------
+        request_id : str
+            As in :meth:`hold`.
+        basis : ndarray, shape (r, p)
+            Orthonormal rows along which the site's data would be learned again.
+        origin : ndarray, shape (p,)
+            The model right after the merge.
+        """
+        if not self._use_lock:
+            return
+        for number, row in enumerate(basis):
+            key = f"{request_id}/basis-{number}"
+            self.lock.add(key, -row, origin)
+            self._held.append(key)
+
+    def checkpoint(self) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Vector]]]:
+        """Return state and arrays for a checkpoint: locks, and what a signature learns from."""
+        blobs = {("lock", key): {"direction": self.lock.held(key)[0]} for key in self._held}
+        if self._merge is not None:
+            before, after = self._merge
+            blobs["signature", self._held[-1] if self._held else "merge"] = {
+                "before": before,
+                "after": after,
+            }
+        offsets = [[key, self.lock.held(key)[1]] for key in self._held]
+        return {"active": self._active, "locks": offsets}, blobs
+
+    def restore(
+        self, state: dict[str, Any], blob: Callable[[str, str], dict[str, Vector]], signature: str
+    ) -> None:
+        """Go on from :meth:`checkpoint`; ``blob`` reads arrays by purpose and key."""
+        self._active = bool(state["active"])
+        for key, offset in state["locks"]:
+            self.lock.restore(key, blob("lock", key)["direction"], float(offset))
+            self._held.append(key)
+        if signature:
+            arrays = blob("signature", signature)
+            self._phi, self._merge = None, (arrays["before"], arrays["after"])
 
     def finish(self, candidate: Arrays) -> Arrays:
         """Calibrate the next version: add finished invariance steps, then apply the lock."""

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr_afuic.federation.clock import Clock, RealClock
 from flwr_afuic.federation.roster import Member
 
-TaskKind = Literal["train", "evaluate", "unlearn", "verify", "poll"]
+TaskKind = Literal["train", "evaluate", "unlearn", "verify", "poll", "gate"]
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Task:
     ----------
     version : int
         Version of the global model the message carries.
+    note : str
+        What else its sender must know of the reply.
     holds_snapshot : bool
         Whether a snapshot of that version is held for its reply.
     refused : bool
@@ -34,6 +36,7 @@ class Task:
     version: int
     round: int
     request_id: str = ""
+    note: str = ""
     holds_snapshot: bool = False
     refused: bool = False
     sent: float = 0.0

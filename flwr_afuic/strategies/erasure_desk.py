@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flwr_afuic import wire
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook, State
+from flwr_afuic.errors import StateTransitionError
 from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.worker import Job
 from flwr_afuic.strategies.dispatcher import Task
+from flwr_afuic.strategies.gate import GateCase, GateVerdict
 from flwr_afuic.strategies.run import FederationRun
 
 if TYPE_CHECKING:
@@ -31,8 +34,14 @@ class Attempt:
         From when on the site's silence counts (seconds, engine's clock).
     failures, polls : int
         Unlearning tasks that failed, and unanswered questions who the site is.
-    delta, fidelity_job : ndarray of shape (p,), Job or None
-        The site's delta, and the fidelity steps its merge waits for.
+    delta, basis : ndarray of shape (p,) and (r, p), or None
+        The site's delta, and its relearning basis where one was asked for.
+    fidelity_job, gate : Job, GateCase or None
+        The fidelity steps and the judgement its merge waits for.
+    step, verdict : ndarray of shape (p,), GateVerdict or None
+        What they came to.
+    released : bool
+        Whether the operator lets a held delta be merged.
     next_verification : int
         Round from which the site is asked for its next verification.
     """
@@ -46,12 +55,18 @@ class Attempt:
     next_verification: int = 0
     reference_noted: bool = False
     delta: Vector | None = None
+    basis: Vector | None = None
     fidelity_job: Job[Vector] | None = None
+    step: Vector | None = None
+    gate: GateCase | None = None
+    verdict: GateVerdict | None = None
+    released: bool = False
 
     def release(self) -> None:
         """Let go of the models."""
         self.snapshot, self.reference_job = [], None
-        self.delta, self.fidelity_job = None, None
+        self.delta, self.basis, self.step = None, None, None
+        self.fidelity_job, self.gate = None, None
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,10 @@ class ErasureDesk:
         Sites that may not train.
     heard : set of int
         Nodes that have answered at least once: what they did not say then, they cannot.
+    refused, unheard : dict of str to set of str
+        By site: ids of requests that are refused, and ids it cancelled that never came here.
+    kept : set of str
+        Requests whose site cancelled them too late.
     """
 
     def __init__(self, settings: AFUIC, book: RequestBook, run: FederationRun) -> None:
@@ -88,16 +107,37 @@ class ErasureDesk:
         self.attempts: dict[str, Attempt] = {}
         self.withdrawn: set[str] = set()
         self.heard: set[int] = set()
+        self.refused: dict[str, set[str]] = {}
+        self.unheard: dict[str, set[str]] = {}
+        self.kept: set[str] = set()
 
     def now(self) -> dict[str, Any]:
         """When it is, for the book."""
         run = self.run
-        return {"time": run.elapsed, "round": run.round, "version": run.version}
+        times = {"time": run.elapsed, "at": time.time()}
+        return {**times, "round": run.round, "version": run.version}
 
     def move(self, record: ErasureRecord, state: State, text: str) -> None:
-        """Move a request on, in the book and in the journal."""
+        """Move a request on, in the book and in the journal, and its batch with it."""
         self.book.move(record, state, text, **self.now())
         self.run.note(str(state), record.site, text)
+        for follower in self.followers(record):
+            for name in _SHARED:
+                setattr(follower, name, getattr(record, name))
+            self.book.move(follower, state, text, **self.now())
+
+    def followers(self, record: ErasureRecord) -> list[ErasureRecord]:
+        """Return the requests that are unlearned together with this one."""
+        return [self.book.get(request_id) for request_id in record.batch]
+
+    def cancel(self, record: ErasureRecord, text: str) -> None:
+        """Cancel a request; StateTransitionError if it is too late."""
+        if record.leader or record.batch:
+            raise StateTransitionError(
+                f"request {record.request_id} is {record.state} together with others of its site; "
+                "it can no longer be cancelled"
+            )
+        self.close(record, State.CANCELLED, text)
 
     def close(self, record: ErasureRecord, state: State, text: str) -> None:
         """End a request before its delta is merged; a site that stays may train again."""
@@ -131,13 +171,7 @@ class ErasureDesk:
 
     def readmit(self, site: str) -> None:
         """Let a site train again on its kept data, unless a request of its forbids it."""
-        blocking = [
-            record
-            for record in self.book.of_site(site)
-            if (record.notice.scope == "client" and record.state is not State.CANCELLED)
-            or record.state in (State.RECEIVED, State.DISPATCHED)
-        ]
-        if not blocking:
+        if not any(blocks(record) for record in self.book.of_site(site)):
             self.withdrawn.discard(site)
 
     def free_member(self, site: str) -> Member | None:
@@ -158,11 +192,47 @@ class ErasureDesk:
         return run.dispatcher.send(Task(member, "poll", run.version, run.round), kind, content)
 
     def news_for(self, member: Member) -> dict[str, wire.Scalar]:
-        """Which of a site's requests the server knows, and which are closed or cancelled."""
-        groups: dict[str, list[str]] = {wire.KNOWN: [], wire.CLOSED: [], wire.CANCELLED: []}
+        """Tell a site where its requests stand, as far as it has to know."""
+        groups: dict[str, set[str]] = {
+            wire.KNOWN: set(),
+            wire.CLOSED: set(),
+            wire.CANCELLED: set(self.unheard.get(member.site, ())),
+            wire.REFUSED: set(self.refused.get(member.site, ())),
+            wire.KEPT: set(),
+        }
         for record in self.book.of_site(member.site):
-            if record.state is State.CANCELLED:
-                groups[wire.CANCELLED].append(record.request_id)
-            else:
-                groups[wire.KNOWN if record.open else wire.CLOSED].append(record.request_id)
-        return {key: ",".join(ids) for key, ids in groups.items()}
+            key = wire.KNOWN if record.open else _NEWS.get(record.state, wire.CLOSED)
+            groups[key].add(record.request_id)
+            if record.request_id in self.kept:
+                groups[wire.KEPT].add(record.request_id)
+        return {
+            key: ",".join(sorted(ids))
+            for key, ids in groups.items()
+            if ids or key in (wire.KNOWN, wire.CLOSED, wire.CANCELLED)
+        }
+
+
+_NEWS = {State.CANCELLED: wire.CANCELLED, State.REFUSED: wire.REFUSED}
+
+_SHARED = (
+    "attempts",
+    "base_version",
+    "merge_version",
+    "merge_round",
+    "verified_rounds",
+    "evidence",
+    "scores",
+    "verdict",
+)
+"""What the requests of a batch have in common with the one that carries it."""
+
+
+def blocks(record: ErasureRecord) -> bool:
+    """Whether a request keeps its site from training.
+
+    With scope ``client`` for good, unless it is cancelled or refused; with scope ``samples``
+    until the site has unlearned, since it then trains again on its kept data.
+    """
+    if record.notice.scope == "client":
+        return record.state not in (State.CANCELLED, State.REFUSED)
+    return record.state in (State.RECEIVED, State.DISPATCHED)

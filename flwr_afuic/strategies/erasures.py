@@ -8,8 +8,8 @@ merged, verifying, completed.
 from __future__ import annotations
 
 import threading
-import time
-import uuid
+from contextlib import AbstractContextManager
+from logging import WARNING
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,21 +17,22 @@ from flwr.app import Message
 
 from flwr_afuic import wire
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook, State
-from flwr_afuic.errors import (
-    ConfigError,
-    DuplicateRequestError,
-    ErasureError,
-    LayoutError,
-    UnknownSiteError,
-)
+from flwr_afuic.errors import AfuicError, ConfigError, ErasureError, LayoutError
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.models.arrays import set_arrays
+from flwr_afuic.state.rows import Command
+from flwr_afuic.strategies.admission import Admission
 from flwr_afuic.strategies.calibrator import Calibrator
+from flwr_afuic.strategies.certification import Certification
+from flwr_afuic.strategies.codec import EvaluateReply
 from flwr_afuic.strategies.dispatcher import Task
+from flwr_afuic.strategies.durability import Durability, Part
 from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk, MergeFacts
+from flwr_afuic.strategies.gate import FidelityGate
 from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.resumption import checkpoint, restore
 from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.strategies.unlearning_tasks import UnlearningTasks
 from flwr_afuic.strategies.verification import Verification
@@ -60,11 +61,10 @@ class ErasureHooks(RunHooks):
     def __init__(self, settings: AFUIC, book: RequestBook) -> None:
         self.settings = settings
         self.book = book
+        self.opened: set[str] = set()
+        self.outcomes: list[tuple[str, str]] = []
         self._lock = threading.RLock()
-        self._opened: set[str] = set()
-        self._by_operator: set[str] = set()
-        self._refused: set[tuple[str, str]] = set()
-        self._told: set[str] = set()
+        self._told: dict[str, int] = {}
         self._over = False
 
     def bind(self, run: FederationRun) -> None:
@@ -84,8 +84,29 @@ class ErasureHooks(RunHooks):
             learn_signature=settings.learns_signature,
         )
         self.desk = ErasureDesk(settings, self.book, run)
-        self.tasks = UnlearningTasks(self.desk, self.calibrator)
+        self.admission = Admission(self.desk, settings.admission)
+        gate = FidelityGate(
+            run, settings.gate, factory=settings.model_factory, proxies=settings.proxies
+        )
+        self.gate = gate
+        self.tasks = UnlearningTasks(self.desk, self.calibrator, gate)
         self.verification = Verification(self.desk, self.tasks.begin)
+        self.certification = Certification(self.desk, self.calibrator)
+
+    def guard(self) -> AbstractContextManager[object]:
+        """See :class:`RunHooks`: while a commit is made no other thread files or cancels."""
+        return self._lock
+
+    def checkpoint(self) -> Part:
+        """See :class:`RunHooks`."""
+        part = checkpoint(self)
+        self.outcomes = []
+        return part
+
+    def restore(self, state: dict[str, Any], durability: Durability) -> None:
+        """See :class:`RunHooks`."""
+        with self._lock:
+            restore(self, state, durability)
 
     def close(self) -> None:
         """See :class:`RunHooks`; from now on nothing can be filed."""
@@ -96,39 +117,55 @@ class ErasureHooks(RunHooks):
 
     def file_for(self, site: str, reason: str) -> str:
         """File a client-scope erasure for a site; may be called from any thread."""
-        if reason not in wire.REASON_CODES:
-            raise ErasureError(f"reason is {reason!r}; use one of {', '.join(wire.REASON_CODES)}")
         with self._lock:
             if self._over:
                 raise ErasureError(
                     f"the run has ended, nobody would carry out an erasure of {site!r}; call "
                     "start() and file it while that runs, or file it in the site's inbox"
                 )
-            if self.run.roster.of_site(site) is None:
-                known = ", ".join(sorted({m.site for m in self.run.roster.members}))
-                raise UnknownSiteError(
-                    f"no site {site!r} in this federation; it has: {known or 'none yet'}"
-                )
-            notice = wire.ErasureNotice(str(uuid.uuid4()), "client", 1, "", reason, time.time())
-            self._by_operator.add(notice.request_id)
-            self.book.file(notice, site, **self.desk.now())
-            # The loop takes the snapshot when it comes by; the site trains no more already.
-            self.desk.refuse(site)
-            return notice.request_id
+            record = self.admission.file_for(site, reason)
+            self._save()
+            return record.request_id
 
     def cancel(self, request_id: str) -> None:
-        """Cancel a request that is not merged yet; may be called from any thread."""
+        """Cancel a request the operator filed; may be called from any thread."""
         with self._lock:
-            self.desk.close(self.book.get(request_id), State.CANCELLED, "cancelled")
+            self.admission.cancel_for(request_id)
+            self._save()
+
+    def decide(self, request_id: str, *, release: bool) -> None:
+        """Release or reject a held request; the loop merges it when it comes by."""
+        with self._lock:
+            record = self.book.get(request_id)
+            (self.tasks.release if release else self.tasks.reject)(record)
+            self._save()
+
+    def _save(self) -> None:
+        """Write what another thread has changed, before it is told that it is done."""
+        durability = self.run.durability
+        if durability is not None:
+            records, entries = self.book.take_changes()
+            durability.commit_requests(Part(records=records, entries=entries))
 
     def on_info(self, member: Member, info: dict[str, Any]) -> None:
         """Take in the requests a site reports with any reply. A site speaks for itself only."""
         with self._lock:
             self.desk.heard.add(member.node_id)
             self._follow(member)
-            if wire.PENDING in info:
-                for notice in wire.decode_notices(info[wire.PENDING]):
-                    self._receive(notice, member.site)
+            for record in self.admission.hear(member, info):
+                self._open(record)
+            self.certification.hear(member, info)
+            self._commit()
+
+    def on_forgery(self, member: Member, why: str) -> None:
+        """See :class:`RunHooks`: the ledger says so, too."""
+        with self._lock:
+            self.admission.refuse(member.site, "", why)
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.book.unsaved or self.outcomes:
+            self.run.commit()
 
     def _follow(self, member: Member) -> None:
         """Move requests that were filed under a node's makeshift name to its site's name."""
@@ -139,29 +176,59 @@ class ErasureHooks(RunHooks):
                 self.desk.withdrawn.discard(makeshift)
                 self.desk.withdraw(member.site)
 
-    def _receive(self, notice: wire.ErasureNotice, site: str) -> None:
-        known = notice.request_id in self._by_operator
-        if known and self.book.get(notice.request_id).site == site:
-            return  # the site's own entry of what the operator filed for it
-        try:
-            record, new = self.book.file(notice, site, **self.desk.now())
-        except DuplicateRequestError as error:
-            if (notice.request_id, site) not in self._refused:
-                self._refused.add((notice.request_id, site))
-                self.run.note("refused-request", site, str(error))
-            return
-        if new:
-            self._open(record)
-
     def _open(self, record: ErasureRecord) -> None:
         """Withdraw the site from training and take the snapshot to unlearn from."""
-        self._opened.add(record.request_id)
+        self.opened.add(record.request_id)
         withdrawn = self.desk.withdraw(record.site)
         text = f"erasure {record.request_id} ({record.notice.scope}, {record.notice.reason})"
         if withdrawn:
             text += f"; {withdrawn} unmerged update(s) of the site discarded"
         self.run.note("request", record.site, text)
-        self.tasks.begin(record)
+        if self.tasks.begin(record) is None and self.tasks.waits_for_company(record):
+            self.run.note("waits", record.site, "for other small requests of the site")
+            self.desk.readmit(record.site)
+
+    def take_commands(self) -> None:
+        """Carry out what the operator asked for through the state directory."""
+        if self.run.durability is None:
+            return
+        for command in self.run.durability.store.pending_commands():
+            try:
+                outcome = self._obey(command)
+            except AfuicError as error:
+                outcome = f"refused: {error}"
+                self.run.note("refused-command", command.site, outcome, level=WARNING)
+            if outcome:
+                self.outcomes.append((command.id, outcome))
+                body = {"id": command.id, "command": command.kind, "outcome": outcome}
+                self.book.say("command", {**body, "request": command.request_id})
+
+    def _obey(self, command: Command) -> str:
+        if command.kind == "erase":
+            return self._obey_erasure(command)
+        record = self.book.get(command.request_id)
+        if command.kind == "cancel":
+            self.admission.cancel_for(record.request_id)
+        elif command.kind == "release":
+            self.tasks.release(record)
+        elif command.kind == "reject":
+            self.tasks.reject(record)
+        else:
+            raise ErasureError(f"unknown command {command.kind!r}; upgrade the server")
+        return f"done: {record.state}"
+
+    def _obey_erasure(self, command: Command) -> str:
+        run = self.run
+        if command.method not in ("", "afuic"):
+            raise ErasureError(
+                f"method {command.method!r} is not what this server runs; it runs afuic"
+            )
+        if run.roster.of_site(command.site) is None and not run.has_merged:
+            return ""  # the sites may still be on their way: looked at again at the next poll
+        self.admission.file_for(
+            command.site, command.reason or "site-left", request_id=command.request_id
+        )
+        return "filed"
 
     # ---- training -------------------------------------------------------------------
 
@@ -171,7 +238,7 @@ class ErasureHooks(RunHooks):
 
     def task_config(self, member: Member) -> dict[str, wire.Scalar]:
         """Tell a site which of its requests the server knows and which are closed."""
-        return self.desk.news_for(member)
+        return {**self.desk.news_for(member), **self.certification.news_for(member)}
 
     def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
         """See :class:`Calibrator`."""
@@ -186,19 +253,27 @@ class ErasureHooks(RunHooks):
     def before_dispatch(self) -> None:
         """Move every request as far as it can go now."""
         with self._lock:
+            self.take_commands()
             for record in self.book:
-                if record.state is State.RECEIVED:
-                    if record.request_id not in self._opened:
-                        self._open(record)
-                    self.tasks.try_dispatch(record)
-                elif record.state is State.UNLEARNED:
-                    self.tasks.try_merge(record)
-                elif record.state in (State.VERIFYING, State.COMPLETED):
-                    self.verification.try_send(record)
+                if not record.leader:
+                    self._advance(record)
                 if record.open:
                     self._give_up_if_gone(record)
                 else:
                     self._tell_released(record)
+            self._commit()
+            if self.certification.finish():
+                self._commit()
+
+    def _advance(self, record: ErasureRecord) -> None:
+        if record.state is State.RECEIVED:
+            if record.request_id not in self.opened:
+                self._open(record)
+            self.tasks.try_dispatch(record)
+        elif record.state in (State.UNLEARNED, State.HELD):
+            self.tasks.try_merge(record)
+        elif record.state in (State.VERIFYING, State.COMPLETED):
+            self.verification.try_send(record)
 
     def on_reply(self, task: Task, message: Message) -> None:
         """Handle the reply to an unlearning or a verification, and what else it reports."""
@@ -210,15 +285,29 @@ class ErasureHooks(RunHooks):
                 info = delta.info
             else:
                 score = dialect.read_evaluate(message.content)
-                self.verification.accept(record, task, score)
+                if task.kind == "gate":
+                    self._judge(record, task, score)
+                else:
+                    self.verification.accept(record, task, score)
                 info = score.info
             self.on_info(task.member, info)
+
+    def _judge(self, record: ErasureRecord, task: Task, score: EvaluateReply) -> None:
+        attempt = self.desk.attempts.get(record.request_id)
+        self.run.roster.succeeded(task.member)
+        if attempt is not None and attempt.gate is not None:
+            self.gate.accept(attempt.gate, task, score)
 
     def on_failure(self, task: Task, reason: str) -> None:
         """Try an unlearning again; a verification is due again anyway."""
         with self._lock:
+            record = self.book.get(task.request_id)
             if task.kind == "unlearn":
-                self.tasks.failed(self.book.get(task.request_id), reason)
+                self.tasks.failed(record, reason)
+            attempt = self.desk.attempts.get(record.request_id)
+            if task.kind == "gate" and attempt is not None and attempt.gate is not None:
+                self.gate.lost(attempt.gate, task.member)
+            self._commit()
 
     def _give_up_if_gone(self, record: ErasureRecord) -> None:
         """Close a request whose site has not answered for too long while it was asked to."""
@@ -245,14 +334,20 @@ class ErasureHooks(RunHooks):
         return (job is None or job.done()) and not self.desk.busy(record.site)
 
     def _tell_released(self, record: ErasureRecord) -> None:
-        """Tell a site that gets no tasks any more, once, that its request is closed."""
-        if record.request_id in self._told or self.may_train(record.site):
+        """Tell a site that gets no tasks any more that its request is closed.
+
+        Once, and again, a bounded number of times, until it has taken its certificate.
+        """
+        times = self._told.get(record.request_id, 0)
+        if self.may_train(record.site) or times >= self.settings.max_attempts:
+            return
+        if times and not self.certification.owes(record):
             return
         member = self.desk.free_member(record.site)
         if member is None or member.protocol is None:
             return
         if self.desk.poll(member):
-            self._told.add(record.request_id)
+            self._told[record.request_id] = times + 1
 
 
 def _check_factory(settings: AFUIC, arrays: Arrays) -> None:

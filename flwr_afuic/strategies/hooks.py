@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
@@ -11,6 +12,7 @@ from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.strategies.dispatcher import Task
+from flwr_afuic.strategies.durability import Durability, Part
 
 if TYPE_CHECKING:
     from flwr_afuic.strategies.run import FederationRun
@@ -37,6 +39,9 @@ class RunHooks:
     def on_info(self, member: Member, info: dict[str, Any]) -> None:
         """See the scalars of a member's reply, before its update is judged."""
 
+    def on_forgery(self, member: Member, why: str) -> None:
+        """See that a node took the name of another; its reply is quarantined."""
+
     def on_reply(self, task: Task, message: Message) -> None:
         """Handle the reply to a task of the method's own."""
 
@@ -49,6 +54,17 @@ class RunHooks:
 
     def after_version(self, entry: VersionEntry) -> None:
         """See each new version."""
+
+    def guard(self) -> AbstractContextManager[object]:
+        """Hold off other threads while a commit is made."""
+        return nullcontext()
+
+    def checkpoint(self) -> Part:
+        """Return what belongs on disk with the next commit."""
+        return Part()
+
+    def restore(self, state: dict[str, Any], durability: Durability) -> None:
+        """Go on from what :meth:`checkpoint` said in an earlier run."""
 
     def close(self) -> None:
         """Release what the method holds."""

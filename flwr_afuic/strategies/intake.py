@@ -9,6 +9,7 @@ from flwr.app import MessageType
 from flwr_afuic import wire
 from flwr_afuic.errors import WireError
 from flwr_afuic.federation.buffer import Update, UpdateBuffer
+from flwr_afuic.federation.journal import UpdateEntry
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.screening import UpdateScreen
 from flwr_afuic.federation.snapshots import SnapshotStore
@@ -80,15 +81,17 @@ class Intake:
         if task.refused or not run.hooks.may_train(member.site):
             run.counters.refused += 1
             run.roster.succeeded(member)
-            run.note(
-                "update-refused", member.site, "its erasure is under way; the update is discarded"
-            )
+            why = "its erasure is under way; the update is discarded"
+            run.note("update-refused", member.site, why)
+            self.record(task, "refused", why, reply.examples)
             return False
         staleness, limit = run.version - task.version, run.settings.max_staleness
         if staleness > limit:
             run.counters.stale += 1
             run.roster.succeeded(member)
-            run.note("stale", member.site, f"staleness {staleness} exceeds {limit}; dropped")
+            why = f"staleness {staleness} exceeds {limit}; dropped"
+            run.note("stale", member.site, why)
+            self.record(task, "stale", why, reply.examples)
             return False
         run.layout.check(reply.arrays, f"update of {member.site}")
         if reply.info.get(wire.KIND) == wire.KIND_DELTA:
@@ -104,12 +107,29 @@ class Intake:
         run.roster.succeeded(member)
         run.counters.accepted += 1
         run.journal.accepted.append((run.elapsed, member.site))
+        self.record(task, "accepted", "", reply.examples)
         self.metrics.add(reply.metrics, reply.examples)
         self.buffer.add(
             Update(member.site, task.version, reply.examples, update),
             run.settings.staleness_of(staleness),
         )
         return True
+
+    def record(self, task: Task, fate: str, reason: str, examples: int = 0) -> None:
+        """Write down what became of a training reply."""
+        run = self._run
+        run.journal.updates.append(
+            UpdateEntry(
+                run.elapsed,
+                run.round,
+                run.version,
+                task.member.site,
+                task.version,
+                examples,
+                fate,
+                reason,
+            )
+        )
 
     def release(self, task: Task) -> None:
         """Give back the snapshot a task held, once."""

@@ -8,6 +8,7 @@ unlearning tasks, calibration) it adds through :class:`RunHooks`.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from logging import INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from flwr_afuic.strategies.codec import (
     to_record,
 )
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
+from flwr_afuic.strategies.durability import Durability
 from flwr_afuic.strategies.evaluations import EvaluateFn, Evaluations
 from flwr_afuic.strategies.hooks import RunHooks
 from flwr_afuic.strategies.intake import Intake
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 _VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
+_METHOD_TASKS = ("unlearn", "verify", "gate")
 
 
 class FederationRun:
@@ -97,7 +100,18 @@ class FederationRun:
         self._round_progress = 0
         self._refreshed = float("-inf")
         self._last_able = self.started
+        self._resumes = 0
+        self.durability: Durability | None = None
         hooks.bind(self)
+        if strategy.state_dir is not None:
+            self.durability = Durability(
+                strategy.state_dir, keep_checkpoints=strategy.keep_checkpoints
+            )
+            try:
+                self.durability.open_run(self)
+            except BaseException:
+                self.durability.close()
+                raise
 
     # ---- what hooks use -------------------------------------------------------------
 
@@ -116,6 +130,8 @@ class FederationRun:
         event = Event(self.elapsed, self.round, self.version, kind, site, text)
         self.journal.events.append(event)
         log(level, "[v%s r%s] %s %s %s", self.version, self.round, kind, site, text)
+        if self.settings.on_event is not None:
+            self.settings.on_event(event)
 
     def record_of(self, version: int, arrays: Arrays) -> ArrayRecord:
         """Encode a model once per version."""
@@ -125,7 +141,8 @@ class FederationRun:
 
     def config_for(self, member: Member, kind: str, base: dict[str, Any]) -> dict[str, Any]:
         """Compose the config of a task: the user's entries, then ours."""
-        seed = derive_seed(self.settings.seed, kind, member.site, member.tasks_sent)
+        again = (self._resumes,) if self._resumes else ()
+        seed = derive_seed(self.settings.seed, kind, member.site, member.tasks_sent, *again)
         return {
             **base,
             "server-round": self.round + 1,
@@ -153,12 +170,48 @@ class FederationRun:
             self.settings.on_version(entry, arrays)
         self.hooks.after_version(entry)
 
+    @property
+    def has_merged(self) -> bool:
+        """Whether this run, not only an earlier one, has made a version."""
+        return bool(self.journal.versions)
+
+    # ---- on disk --------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Write what has changed to the state directory, where there is one."""
+        if self.durability is not None:
+            self.durability.commit(self)
+
+    def capture(self) -> dict[str, Any]:
+        """Return the engine's state for a checkpoint: plain values, ready for JSON."""
+        return {
+            "version": self.version,
+            "round": self.round,
+            "round_progress": self._round_progress,
+            "elapsed": self.elapsed,
+            "counters": asdict(self.counters),
+            "norms": self.intake.screen.norms,
+        }
+
+    def restore(self, engine: dict[str, Any], resumes: int) -> None:
+        """Go on from :meth:`capture`; ``resumes`` runs came before this one."""
+        self.version, self.round = int(engine["version"]), int(engine["round"])
+        self._round_progress = int(engine["round_progress"])
+        self.started = self.clock.now() - float(engine["elapsed"])
+        self.counters = Counters(**engine["counters"])
+        self.intake.screen.remember(engine["norms"])
+        self._resumes = resumes
+        self.result.arrays = to_record(self.layout.names, self.arrays)
+        self._record_cache = (self.version, self.result.arrays)
+
     # ---- the loop -------------------------------------------------------------------
 
     def execute(self) -> Result:
         """Run to the last round and return Flower's result."""
         # An ExitStack, because each of these must happen whatever the others raise.
         with ExitStack() as ending:
+            if self.durability is not None:
+                ending.callback(self.durability.close)
             ending.callback(self.buffer.clear)
             ending.callback(self.hooks.close)
             ending.callback(self._evaluations.close)
@@ -169,12 +222,15 @@ class FederationRun:
                     self.clock.watch(source)
                     ending.callback(self.clock.unwatch, source)
             if self.settings.on_version is not None:
-                self.settings.on_version(VersionEntry(0, 0, 0.0, "initial"), self.arrays)
+                cause = "resumed" if self._resumes else "initial"
+                entry = VersionEntry(self.version, self.round, self.elapsed, cause)
+                self.settings.on_version(entry, self.arrays)
             self._evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
             while not self._finished():
                 if not self._step():
                     self._idle()
             self._drain()
+            self.commit()
         self.result.arrays = to_record(self.layout.names, self.arrays)
         return self.result
 
@@ -300,8 +356,10 @@ class FederationRun:
             member.protocol = protocol
         member.returns_delta = info.get(wire.KIND, "") == wire.KIND_DELTA or member.returns_delta
         site = info.get(wire.SITE)
-        if isinstance(site, str):
-            self.roster.identify(member, site[:200])
+        if isinstance(site, str) and not self.roster.identify(member, site[:200]):
+            why = f"an unauthenticated node says it is {site[:200]!r}, which is registered"
+            self.hooks.on_forgery(member, why)
+            raise WireError(why)
         self.hooks.on_info(member, info)
 
     def _accept_training(self, task: Task, message: Message) -> None:
@@ -313,21 +371,23 @@ class FederationRun:
 
     def _quarantine(self, task: Task, reason: str) -> None:
         self.counters.quarantined += 1
+        if task.kind == "train":
+            self.intake.record(task, "quarantined", reason)
         text = f"{reason}; quarantined, {self._back_off(task, reason)}"
         self.note("quarantined", task.member.site, text, level=WARNING)
-        if task.kind in ("unlearn", "verify"):
+        if task.kind in _METHOD_TASKS:
             self.hooks.on_failure(task, reason)
 
     def _fail(self, task: Task, reason: str) -> None:
         text = f"{task.kind} failed: {reason}; {self._back_off(task, reason)}"
         self.note("task-failed", task.member.site, text, level=WARNING)
-        if task.kind in ("unlearn", "verify"):
+        if task.kind in _METHOD_TASKS:
             self.hooks.on_failure(task, reason)
 
     def _back_off(self, task: Task, reason: str) -> str:
         # A site that cannot evaluate may still train, and one that cannot train may still
         # evaluate: an evaluation neither makes a site fail nor forgives its failures.
-        if task.kind == "evaluate":
+        if task.kind in ("evaluate", "gate"):
             return "left out of this evaluation"
         return f"asked again in {self.roster.failed(task.member, reason):g} s"
 
@@ -347,6 +407,7 @@ class FederationRun:
         self.adopt(candidate, "merge", sites)
         if completed:
             self._close_round(completed)
+        self.commit()
 
     def _close_sync_round(self) -> bool:
         training = any(task.kind == "train" for task in self.dispatcher.pending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from flwr.app import MessageType
@@ -43,6 +44,8 @@ class Verification:
             return
         config = run.config_for(member, wire.TASK_VERIFY, {})
         config[wire.REQUEST] = record.request_id
+        if record.batch:
+            config[wire.BATCH] = ",".join((record.request_id, *record.batch))
         content = run.dialect.evaluate(run.record_of(run.version, run.arrays), config)
         task = Task(member, "verify", run.version, run.round, request_id=record.request_id)
         if run.dispatcher.send(task, MessageType.EVALUATE, content):
@@ -62,6 +65,14 @@ class Verification:
             return  # of a model older than the last merge
         desk.attempts[record.request_id].since = run.clock.now()
         record.scores.append((task.version, score))
+        desk.book.note(
+            record,
+            "verification",
+            version=task.version,
+            loss=score.loss if math.isfinite(score.loss) else None,
+            accuracy=score.accuracy,
+            count=score.count,
+        )
         verdict = record.verdict = self._judge(record, score)
         if verdict is None:
             desk.move(record, State.FAILED, "the site sent no forget level to verify against")

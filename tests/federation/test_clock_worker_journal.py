@@ -134,4 +134,4 @@ def test_the_journal_becomes_plain_json() -> None:
     ]
     assert plain["spans"] == [{"site": "a", "kind": "train", "start": 0.0, "end": 1.0}]
     assert plain["accepted"] == [[1.0, "a"]]
-    assert set(plain) == {"versions", "events", "spans", "server_spans", "accepted"}
+    assert set(plain) == {"versions", "events", "spans", "server_spans", "accepted", "updates"}

@@ -193,7 +193,8 @@ def test_retained_sites_do_not_wait_for_reference_fidelity_or_invariance():
 
 @pytest.mark.parametrize("merge", ["delta", "overwrite"])
 def test_without_fidelity_steps_the_merge_is_its_rule_to_the_last_bit(merge):
-    outcome, _ = run(merge=merge, fidelity=False, lock=False, prediction_invariance=False)
+    parts = {"fidelity": False, "lock": False, "prediction_invariance": False}
+    outcome, _ = run(merge=merge, **parts)
     facts = outcome.strategy.merges[0]
     layout = outcome.strategy.run.layout
     before = outcome.models[facts.merge_version - 1]

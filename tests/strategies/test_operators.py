@@ -105,15 +105,29 @@ def test_cancel_before_the_merge_frees_the_site_and_its_samples():
         assert strategy.requests[0].state == "dispatched"
         strategy.cancel_erasure(strategy.requests[0].request_id)
 
-    outcome = federate(sites, at={3: lambda s: sites[0].file(number=1), 5: cancel})
+    outcome = federate(sites, at={3: lambda s: s.request_erasure("site-0"), 5: cancel})
     assert outcome.states() == ["received", "dispatched", "cancelled"]
     assert outcome.strategy.merges == []
     late = outcome.events("late")
     assert [e.text for e in late] == ["a delta for a request that is cancelled; dropped"]
-    assert sites[0].inbox.status(request_id(1)) == "cancelled"
+    assert sites[0].inbox.status(outcome.record.request_id) == "cancelled"
     assert sites[0].inbox.tombstones() == set()
     assert sites[0].trained_on[-1] == sites[0].ids
     assert outcome.strategy.run.counters.quarantined == 0
+
+
+def test_what_a_site_filed_the_operator_cannot_take_back():
+    sites = three()
+    texts = []
+
+    def cancel(strategy):
+        with pytest.raises(StateTransitionError, match="only its steward") as caught:
+            strategy.cancel_erasure(request_id(1))
+        texts.append(str(caught.value))
+
+    outcome = federate(sites, at={3: lambda s: sites[0].file(number=1), 5: cancel})
+    assert outcome.states() == LIFE
+    assert len(texts) == 1
 
 
 def test_cancel_after_the_merge_is_refused():
@@ -127,9 +141,10 @@ def test_cancel_after_the_merge_is_refused():
             errors.append(str(error))
 
     at = dict.fromkeys(range(7, 12), cancel)
-    outcome = federate(sites, at={3: lambda s: sites[0].file(number=1), **at})
+    outcome = federate(sites, at={3: lambda s: s.request_erasure("site-0"), **at})
     assert outcome.states() == LIFE
     assert len(errors) == 5
+    assert "only a request that is not yet merged" in errors[0] or "cannot follow" in errors[0]
     with pytest.raises(ErasureError, match="no erasure request"):
         outcome.strategy.cancel_erasure(request_id(9))
 
@@ -141,7 +156,7 @@ def test_a_cancel_from_another_thread_waits_for_the_step_under_way(monkeypatch):
 
     def cancel():
         try:
-            held[0].cancel_erasure(request_id(1))
+            held[0].cancel_erasure(held[0].requests[0].request_id)
         except StateTransitionError as error:
             answers.append(str(error))
 
@@ -152,7 +167,7 @@ def test_a_cancel_from_another_thread_waits_for_the_step_under_way(monkeypatch):
         return read(text)
 
     monkeypatch.setattr(wire.Evidence, "from_json", slowly)
-    outcome = federate(sites, at={3: lambda s: (held.append(s), sites[0].file(number=1))})
+    outcome = federate(sites, at={3: lambda s: (held.append(s), s.request_erasure("site-0"))})
     threads[0].join()
     assert outcome.states() == LIFE
     assert len(answers) == 1

@@ -1,0 +1,115 @@
+"""Erasures across runs: what a checkpoint holds of them, and how a new run takes them up.
+
+What was merged stays merged; a request whose task was in flight is asked again; a delta that had
+arrived is merged by the new run, once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flwr_afuic.erasure.record import ErasureRecord, State
+from flwr_afuic.errors import StateError
+from flwr_afuic.federation.layout import Vector
+from flwr_afuic.strategies.durability import Durability, Key, Named, Part, SameAs
+from flwr_afuic.strategies.erasure_desk import Attempt, blocks
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.erasures import ErasureHooks
+
+
+def checkpoint(hooks: ErasureHooks) -> Part:
+    """Return what belongs on disk of the erasures of a run."""
+    calibration, stored = hooks.calibrator.checkpoint()
+    attempts: dict[str, dict[str, Any]] = {}
+    blobs: dict[Key, Named | SameAs] = dict(stored)
+    for request_id, attempt in hooks.desk.attempts.items():
+        record = hooks.book.get(request_id)
+        key = f"{request_id}/{record.attempts}"
+        attempts[request_id] = {
+            "version": attempt.version,
+            "failures": attempt.failures,
+            "next_verification": attempt.next_verification,
+            "released": attempt.released,
+        }
+        if attempt.snapshot:
+            blobs["snapshot", key] = SameAs(attempt.version)
+        if attempt.delta is not None:
+            arrays = {"delta": attempt.delta}
+            blobs["delta", key] = (
+                arrays if attempt.basis is None else {**arrays, "basis": attempt.basis}
+            )
+    records, entries = hooks.book.take_changes()
+    state = {
+        "attempts": attempts,
+        "calibration": calibration,
+        "refused": {site: sorted(ids) for site, ids in hooks.desk.refused.items()},
+        "kept": sorted(hooks.desk.kept),
+    }
+    return Part(state, blobs, records, entries, list(hooks.outcomes))
+
+
+def restore(hooks: ErasureHooks, state: dict[str, Any], durability: Durability) -> None:
+    """Take up the erasures of an earlier run."""
+    if not state:
+        return
+    desk, run = hooks.desk, hooks.run
+    records = [ErasureRecord.from_dict(row.body) for row in durability.store.requests()]
+    hooks.book.load(sorted(records, key=lambda record: record.history[0].time))
+    signature = durability.keys_of("signature")
+    hooks.calibrator.restore(
+        state["calibration"], durability.blob, signature[-1] if signature else ""
+    )
+    desk.refused = {site: set(ids) for site, ids in state["refused"].items()}
+    desk.kept = set(state["kept"])
+    for record in hooks.book:
+        if not record.leader:
+            _take_up(hooks, record, state["attempts"].get(record.request_id), durability)
+    for record in hooks.book:
+        if blocks(record):
+            desk.refuse(record.site)
+        run.note("resumed", record.site, f"erasure {record.request_id} is {record.state}")
+
+
+def _take_up(
+    hooks: ErasureHooks,
+    record: ErasureRecord,
+    saved: dict[str, Any] | None,
+    durability: Durability,
+) -> None:
+    desk, run = hooks.desk, hooks.run
+    if saved is None and record.state is State.RECEIVED:
+        return  # not begun: the loop opens it as a new one
+    hooks.opened.add(record.request_id)
+    if saved is None:
+        return
+    if record.state is State.DISPATCHED:
+        desk.move(record, State.RECEIVED, "the server was started anew; the site is asked again")
+    if record.state is State.MERGED:
+        desk.move(record, State.VERIFYING, "the site scores the model on the erased data")
+    if record.state is State.RECEIVED:
+        # A restart is no attempt: a server that keeps falling must not use them up.
+        record.attempts -= 1
+        return
+    attempt = Attempt(
+        version=int(saved["version"]),
+        snapshot=[],
+        reference_job=None,
+        since=run.clock.now(),
+        failures=int(saved["failures"]),
+        next_verification=min(int(saved["next_verification"]), run.round + 1),
+        released=bool(saved["released"]),
+    )
+    desk.attempts[record.request_id] = attempt
+    if record.state in (State.UNLEARNED, State.HELD):
+        key = f"{record.request_id}/{record.attempts}"
+        attempt.snapshot = list(durability.blob("snapshot", key).values())
+        stored = durability.blob("delta", key)
+        attempt.delta, attempt.basis = _vector(stored["delta"]), stored.get("basis")
+        hooks.tasks.resume(record)
+
+
+def _vector(array: Vector) -> Vector:
+    if array.ndim != 1:
+        raise StateError(f"a stored erasure delta has shape {array.shape}, not (p,)")
+    return array
