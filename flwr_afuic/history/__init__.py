@@ -1,0 +1,1 @@
+"""The update history: compressed records, their store, and unlearning from the store alone."""

@@ -1,0 +1,255 @@
+"""An update to bytes and back: threshold, lattice, entropy coder, record.
+
+The order of the stages is the paper's (MEDU, arXiv 2505.03388) [P]; their details are
+derived [D] or our choice [O] as each module says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flwr_afuic.errors import ConfigError, HistoryError, RecordError
+from flwr_afuic.history.coders import SymbolReader
+from flwr_afuic.history.dither import blocks_of, dequantize, quantize
+from flwr_afuic.history.entropy import reader_for, writer_named
+from flwr_afuic.history.lattices import LATTICES, Lattice, Points, lattice_named
+from flwr_afuic.history.masks import read_mask, write_mask
+from flwr_afuic.history.record import (
+    RecordHead,
+    TensorHead,
+    check_dtype,
+    pack_record,
+    unpack_record,
+)
+from flwr_afuic.history.sparsify import Threshold
+from flwr_afuic.history.symbols import read_points, write_points
+
+Flat = NDArray[np.float32]
+
+EXACT = "none"
+_SMALLEST_STEP = 1e-3
+_SMALLEST_STD = 1e-30  # below it, a tensor is zero for every purpose
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """How updates are stored.
+
+    Parameters
+    ----------
+    lattice : {"E8", "A2", "Z", "none"}
+        Lattice of the quantiser; ``none`` stores float32.
+    step : float
+        Step in standard deviations of each tensor, ``c``, at least 0.001. The error of a stored
+        entry is ``(c * std)**2`` times the lattice's second moment.
+    threshold : Threshold
+        Which entries are stored.
+    coder : {"auto", "range", "zstd"}
+        Entropy coder; ``auto`` takes the range coder where it is installed.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or out of its range.
+    """
+
+    lattice: str = "E8"
+    step: float = 1.0
+    threshold: Threshold = field(default_factory=Threshold)
+    coder: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.lattice != EXACT:
+            lattice_named(self.lattice)
+        if not _SMALLEST_STEP <= self.step < math.inf:
+            raise ConfigError(f"step is {self.step}; it must be at least {_SMALLEST_STEP}")
+        if self.coder not in ("auto", "range", "zstd"):
+            raise ConfigError(f"unknown coder {self.coder!r}; use auto, range or zstd")
+
+    @property
+    def code(self) -> int:
+        """The lattice's number in records."""
+        return 0 if self.lattice == EXACT else LATTICES[self.lattice].code
+
+
+@dataclass(frozen=True)
+class Record:
+    """A decoded record.
+
+    Attributes
+    ----------
+    head : RecordHead
+        What the record says of itself.
+    arrays : list of ndarray of float32
+        Its tensors, in their shapes; entries that were not stored are zero.
+    """
+
+    head: RecordHead
+    arrays: list[Flat]
+
+
+def encode_update(
+    arrays: Sequence[NDArray[Any]], settings: CodecSettings, key: bytes, *, factor: float = 1.0
+) -> bytes:
+    """Encode one update as a record.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        Floating-point tensors, the deviation of each trained array.
+    settings : CodecSettings
+        How.
+    key : bytes
+        Key of the dither, 16 bytes, unique to this record
+        (:func:`~flwr_afuic.history.dither.dither_key`).
+    factor : float
+        What is stored is ``factor`` times the arrays.
+
+    Returns
+    -------
+    bytes
+        The record; the same for the same arguments.
+
+    Raises
+    ------
+    HistoryError
+        If a tensor holds NaN or infinity, or has a dtype that cannot be stored.
+    """
+    heads: list[TensorHead] = []
+    masks: list[NDArray[Any] | None] = []
+    tensors: list[Flat] = []
+    for array in arrays:
+        check_dtype(str(array.dtype))
+        values = np.asarray(array, dtype=np.float32).reshape(-1)
+        std = _deviation(values)
+        mask = settings.threshold.mask(values, std) if std else np.zeros(len(values), np.bool_)
+        heads.append(TensorHead(array.shape, str(array.dtype), std * factor, mask is None))
+        masks.append(mask)
+        tensors.append(values if mask is None else values[mask])
+    writer = writer_named(settings.coder)
+    covered = [mask for mask in masks if mask is not None]
+    kept = np.flatnonzero(np.concatenate(covered)) if covered else np.zeros(0, dtype=np.int64)
+    mask_kind = write_mask(kept, sum(map(len, covered)), writer)
+    raw = b""
+    if settings.lattice == EXACT:
+        raw = b"".join((t * np.float32(factor)).astype("<f4").tobytes() for t in tensors)
+    else:
+        lattice = lattice_named(settings.lattice)
+        steps = [settings.step * head.std / factor for head in heads]
+        write_points(_quantize_all(tensors, steps, lattice, key), lattice, writer)
+    head = RecordHead(
+        settings.code, writer.code, mask_kind, settings.step, key, len(kept), tuple(heads),
+        writer.checksum,
+    )  # fmt: skip
+    return pack_record(head, raw + writer.finish())
+
+
+def _deviation(values: Flat) -> float:
+    """Standard deviation about zero; 0 for no entries or next to none."""
+    if not len(values):
+        return 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.dot(values, values)) / len(values)
+    if not math.isfinite(square):
+        square = float(np.mean(np.square(values, dtype=np.float64)))
+    if not math.isfinite(square) or math.sqrt(square) > np.finfo(np.float32).max:
+        raise HistoryError("an update holds NaN or infinity and cannot be stored; screen it first")
+    std = float(np.float32(math.sqrt(square)))
+    return std if std > _SMALLEST_STD else 0.0
+
+
+def _quantize_all(tensors: list[Flat], steps: list[float], lattice: Lattice, key: bytes) -> Points:
+    """Quantise the tensors one after the other, so that they share symbol models."""
+    blocks = sum(blocks_of(len(values), lattice) for values in tensors)
+    cosets = np.empty(blocks, dtype=np.bool_)
+    floors = np.empty((lattice.dimension, blocks), dtype=np.int32)
+    start = 0
+    for number, (values, step) in enumerate(zip(tensors, steps, strict=True)):
+        if len(values):
+            points = quantize(values, step, lattice, key, number)
+            end = start + len(points.cosets)
+            cosets[start:end], floors[:, start:end] = points.cosets, points.floors
+            start = end
+    return Points(cosets, floors)
+
+
+def decode_record(data: bytes, *, key: bytes | None = None) -> Record:
+    """Decode a record.
+
+    Parameters
+    ----------
+    data : bytes
+        As :func:`encode_update` returned it.
+    key : bytes, optional
+        The dither key that the record should have.
+
+    Raises
+    ------
+    RecordError
+        If the bytes are damaged, cut short, no record, or have another key: then they belong to
+        another client, round or history.
+    """
+    head, payload = unpack_record(data)
+    if key is not None and head.key != key:
+        raise RecordError("the record belongs to another client, round or history")
+    arrays = [flat.reshape(t.shape) for flat, t in zip(_flat(head, payload), head.tensors,
+                                                       strict=True)]  # fmt: skip
+    return Record(head, arrays)
+
+
+def _flat(head: RecordHead, payload: bytes) -> Iterator[Flat]:
+    covered = sum(tensor.size for tensor in head.tensors if not tensor.whole)
+    whole = sum(tensor.size for tensor in head.tensors if tensor.whole)
+    raw = 4 * (head.kept + whole) if head.lattice == 0 else 0
+    if len(payload) < raw or head.kept > covered:
+        raise RecordError(f"the record claims {head.kept} entries of {covered}; it is damaged")
+    reader = reader_for(head.coder, payload[raw:])
+    kept = read_mask(head.mask, head.kept, covered, reader)
+    bounds = np.cumsum([0, *(0 if t.whole else t.size for t in head.tensors)])
+    edges = np.searchsorted(kept, bounds)
+    sizes = [
+        tensor.size if tensor.whole else int(edges[i + 1] - edges[i])
+        for i, tensor in enumerate(head.tensors)
+    ]
+    values = _stored(head, sizes, np.frombuffer(payload[:raw], dtype="<f4"), reader)
+    for index, (tensor, stored) in enumerate(zip(head.tensors, values, strict=True)):
+        if tensor.whole:
+            yield stored
+            continue
+        flat = np.zeros(tensor.size, dtype=np.float32)
+        flat[kept[edges[index] : edges[index + 1]] - bounds[index]] = stored
+        yield flat
+
+
+def _stored(
+    head: RecordHead, sizes: list[int], raw: NDArray[Any], reader: SymbolReader
+) -> Iterator[Flat]:
+    """Yield the stored entries of each tensor."""
+    if head.lattice == 0:
+        ends = np.cumsum(sizes)
+        yield from (
+            raw[end - size : end].astype(np.float32) for size, end in zip(sizes, ends, strict=True)
+        )
+        return
+    found = [lattice for lattice in LATTICES.values() if lattice.code == head.lattice]
+    if not found:
+        raise RecordError(f"the record names lattice {head.lattice}, which is not known here")
+    (lattice,) = found
+    blocks = [blocks_of(size, lattice) for size in sizes]
+    points = read_points(sum(blocks), lattice, reader)
+    if reader.checksum != head.symbols:
+        raise RecordError(
+            "the record's symbols were decoded otherwise than they were written; install the "
+            "version of constriction it was written with"
+        )
+    start = 0
+    for number, (size, count, tensor) in enumerate(zip(sizes, blocks, head.tensors, strict=True)):
+        part = Points(points.cosets[start : start + count], points.floors[:, start : start + count])
+        start += count
+        yield dequantize(part, size, head.step * tensor.std, lattice, head.key, number)
