@@ -58,6 +58,7 @@ def connect(
         connection = sqlite3.connect(
             path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = readable
         _check_kind(connection, path, error, application)
         _set_pragmas(connection)
         _migrate(connection, path, migrations, error, application)
@@ -96,6 +97,11 @@ def commit(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
+def readable(data: bytes) -> str:
+    """Decode a stored text, tampered ones included, so that they can be compared and named."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 def version_of(connection: sqlite3.Connection) -> int:
     """Return the number of migrations a database has been through."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -112,9 +118,11 @@ def too_new(path: Path, found: int, known: int) -> str:
 def _check_kind(
     connection: sqlite3.Connection, path: Path, error: type[AfuicError], application: int
 ) -> None:
+    # The number first: another process may be making the file, and sets both in one step.
+    version = version_of(connection)
     found = int(connection.execute("PRAGMA application_id").fetchone()[0])
     # Files made before there were marks have neither mark nor number.
-    if found != application and (found or version_of(connection)):
+    if found != application and (found or version):
         raise error(
             f"{path} is another kind of file (application id {found}, not {application}); "
             "name another one"
