@@ -25,5 +25,6 @@ def canonical(value: object) -> bytes:
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
         )
     except (TypeError, ValueError, RecursionError) as cause:
-        raise LedgerError(f"{str(value)[:80]!r} cannot be written as JSON ({cause})") from cause
+        kind = type(value).__name__
+        raise LedgerError(f"a {kind} cannot be written as JSON: {cause}") from cause
     return text.encode("ascii")

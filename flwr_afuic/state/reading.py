@@ -14,7 +14,7 @@ from flwr_afuic.erasure.signatures import Rotation, read_public_keys, read_rotat
 from flwr_afuic.errors import LedgerError, StateError
 from flwr_afuic.state import queries
 from flwr_afuic.state.checking import file_problems, ledger_problems
-from flwr_afuic.state.database import PATIENCE, too_new, version_of
+from flwr_afuic.state.database import PATIENCE, readable, too_new, version_of
 from flwr_afuic.state.lock import read_pid
 from flwr_afuic.state.rows import (
     CertificateRow,
@@ -168,6 +168,7 @@ def _read(path: Path, read: Callable[[sqlite3.Connection], T], *, alone: bool) -
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{how}", uri=True, timeout=PATIENCE, isolation_level=None
     )
+    connection.text_factory = readable
     try:
         connection.execute("BEGIN")
         _check_version(connection, path)

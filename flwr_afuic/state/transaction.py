@@ -176,6 +176,8 @@ class Transaction:
         self._keys.reload()
         if last is None or head is None or (head.seq, head.hash) != (last.seq, last.hash):
             why = "the row it ends with is not the one that was signed"
+        elif head.federation != self._federation:
+            why = "its head is of another federation"
         elif head.key not in self._keys.public_keys:
             why = "its head is signed by an unknown key"
         elif not verify(head.key, head.signed(), head.signature):

@@ -220,5 +220,7 @@ def _storable(name: str, array: Any) -> np.ndarray:
             f"array {name!r} is {kind}; weights are stored as {', '.join(sorted(DTYPES))}: "
             "convert it first"
         )
+    if name == "__metadata__":
+        raise StateError(f"array {name!r} has a name that safetensors uses itself; rename it")
     # The library reads raw memory. np.ascontiguousarray would make a 0-d array 1-d.
     return array if array.flags.c_contiguous else array.copy(order="C")
