@@ -2,55 +2,61 @@
 
 One SQLite file on the hospital's disk. Sample identifiers and free text stay in it; what
 leaves is an :class:`~flwr_afuic.wire.ErasureNotice`. The key of the commitment is made
-here, once, and never leaves either.
+here, once, and never leaves either. The data steward's commands and the site's client use it
+at the same time, from several processes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
-import os
-import secrets
-import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flwr_afuic.errors import DuplicateRequestError, ErasureError, UnknownSampleError
+from flwr_afuic.erasure import inbox_schema as schema
+from flwr_afuic.erasure.filed import (
+    BEFORE,
+    CANCELLED,
+    CANCELLING,
+    CLOSED,
+    FILED,
+    KNOWN,
+    REFUSED,
+    FiledRequest,
+    enter,
+    read,
+    status_of,
+)
+from flwr_afuic.erasure.held import HeldSamples
+from flwr_afuic.erasure.inbox_file import InboxFile
+from flwr_afuic.erasure.noise_keys import noise_key
+from flwr_afuic.erasure.received import ReceivedCertificate, ReceivedCertificates
+from flwr_afuic.erasure.server_watch import Alarm, ServerWatch
+from flwr_afuic.errors import ErasureError, StateTransitionError, UnknownSampleError
 from flwr_afuic.wire import REASON_CODES, ErasureNotice, Scope
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS secret (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS request (
-    id TEXT PRIMARY KEY,
-    scope TEXT NOT NULL,
-    count INTEGER NOT NULL,
-    commitment TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    note TEXT NOT NULL,
-    filed_at REAL NOT NULL,
-    status TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS erased (
-    request_id TEXT NOT NULL REFERENCES request(id),
-    sample_id TEXT NOT NULL,
-    PRIMARY KEY (request_id, sample_id)
-);
-"""
-
-_NOTICE = "id, scope, count, commitment, reason, filed_at"
-
-FILED = "filed"
-KNOWN = "known"
-CLOSED = "closed"
-CANCELLED = "cancelled"
+__all__ = [
+    "CANCELLED",
+    "CANCELLING",
+    "CLOSED",
+    "FILED",
+    "KNOWN",
+    "REFUSED",
+    "FiledRequest",
+    "SiteInbox",
+]
 
 
 class SiteInbox:
     """Erasure requests and tombstones of one site.
+
+    A request is ``filed``, then ``known`` to the server, and ends ``closed``. The steward may
+    take it back before it is merged: it is ``cancelling`` until the server confirms, then
+    ``cancelled``, and only then do its samples train again. A request the server will not
+    carry out is ``refused``; its samples stay erased, since consent was withdrawn all the
+    same: the steward files it anew (an expired one), or cancels it.
+
+    Everything is on disk before a method returns.
 
     Parameters
     ----------
@@ -58,39 +64,45 @@ class SiteInbox:
         SQLite file; its folder is made if needed, and a new file can be read by its owner
         only. Written in WAL mode, so that a steward can file a request while a client runs.
 
+    Attributes
+    ----------
+    server : ServerWatch
+        The server's key, its ledger's newest head, and alarms.
+    certificates : ReceivedCertificates
+        What the server certified.
+
     Raises
     ------
     ErasureError
-        If the file is no inbox.
+        If the file is no inbox, or was made by a newer version.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # It names patients and holds the key: nobody else on the machine may read it.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            with self._connection() as connection:
-                connection.executescript(_SCHEMA)
-                connection.execute(
-                    "INSERT OR IGNORE INTO secret VALUES ('commitment', ?)",
-                    (secrets.token_bytes(32),),
-                )
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise ErasureError(
-                f"{self.path} is not a usable inbox ({error}); name another file"
-            ) from error
+        self._file = InboxFile(path)
+        self._samples = HeldSamples(self._file)
+        self.path = self._file.path
+        self.server = ServerWatch(self._file)
+        self.certificates = ReceivedCertificates(self._file)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=30.0)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            with connection:
-                yield connection
-        finally:
-            connection.close()
+    # ---- samples --------------------------------------------------------------------
+
+    def note_held(self, sample_ids: Iterable[str]) -> None:
+        """Note every sample the site holds now: see :meth:`HeldSamples.note_held`."""
+        self._samples.note_held(sample_ids)
+
+    def held(self) -> list[str] | None:
+        """Return every sample the site holds, sorted; None before a client noted them."""
+        return self._samples.held()
+
+    def forget_set(self, request_id: str) -> list[str]:
+        """Sample ids of one request, sorted: see :meth:`HeldSamples.forget_set`."""
+        return self._samples.forget_set(request_id)
+
+    def tombstones(self) -> set[str]:
+        """Ids of all held samples that must never train again."""
+        return self._samples.tombstones()
+
+    # ---- filing and taking back -----------------------------------------------------
 
     def file(
         self,
@@ -149,11 +161,12 @@ class SiteInbox:
             request_id=request_id or str(uuid.uuid4()),
             scope=scope,
             count=len(ids),
-            commitment=self._commit(ids),
+            commitment=self._commitment(ids),
             reason=reason,
             filed_at=time.time(),
         )
-        return self._store(notice, ids, note)
+        with self._file.writing() as connection:  # the look and the entry are one step
+            return enter(connection, notice, ids, note)
 
     def adopt(self, request_id: str, held: Iterable[str]) -> list[str]:
         """Take in a client-scope request that the operator filed; return the erased ids."""
@@ -169,114 +182,114 @@ class SiteInbox:
             self.mark([request_id], KNOWN)
         return self.forget_set(request_id)
 
+    def cancel(self, request_id: str) -> str:
+        """Take a request back; return its status then.
+
+        The server is told with every reply until it answers. Until it confirms, the samples
+        stay out of training. If it answers that the erasure was merged already, the request
+        goes on.
+
+        Raises
+        ------
+        StateTransitionError
+            If the request is closed.
+        ErasureError
+            If there is no such request.
+        """
+        with self._file.writing() as connection:
+            status = status_of(connection, request_id)
+            if status == CLOSED:
+                raise StateTransitionError(
+                    f"request {request_id} is closed: the server is done with it, and its samples "
+                    "stay erased here; it can no longer be cancelled"
+                )
+            # The server will not touch what it refused: nothing to wait for.
+            after = {FILED: CANCELLING, KNOWN: CANCELLING, REFUSED: CANCELLED}.get(status, status)
+            connection.execute("UPDATE request SET status = ? WHERE id = ?", (after, request_id))
+        return after
+
+    # ---- where requests stand -------------------------------------------------------
+
     def pending(self) -> list[ErasureNotice]:
         """Requests the server has not confirmed to know, oldest first."""
         return self._with_status(FILED)
 
     def unfinished(self) -> list[ErasureNotice]:
-        """Requests not closed yet, confirmed or not, oldest first.
+        """Requests to be carried out, confirmed or not, oldest first.
 
         A server that was started anew has forgotten what it confirmed; it is told again.
         """
         return self._with_status(FILED, KNOWN)
 
+    def taken_back(self, known: Iterable[str] = ()) -> list[str]:
+        """Ids of requests the server must be told are cancelled, oldest first.
+
+        Parameters
+        ----------
+        known : iterable of str
+            Requests the server says it knows: one that is cancelled here already reached it
+            again by a late message, or from a backup.
+        """
+        again = set(known)
+        notices = self._with_status(CANCELLING, CANCELLED)
+        waiting = {notice.request_id for notice in self._with_status(CANCELLING)}
+        return [n.request_id for n in notices if n.request_id in waiting | again]
+
     def _with_status(self, *wanted: str) -> list[ErasureNotice]:
-        marks = ",".join("?" * len(wanted))
-        with self._connection() as connection:
-            rows = connection.execute(
-                f"SELECT {_NOTICE} FROM request WHERE status IN ({marks}) "  # noqa: S608
-                "ORDER BY filed_at, id",
-                wanted,
-            ).fetchall()
-        return [ErasureNotice(*row) for row in rows]
+        return [request.notice for request in self.requests() if request.status in wanted]
+
+    def requests(self) -> list[FiledRequest]:
+        """Return every request, oldest first."""
+        with self._file.reading() as connection:
+            return read(connection)
 
     def knows(self, request_id: str) -> bool:
         """Whether a request of that id is on file."""
-        with self._connection() as connection:
-            row = connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone()
-        return row is not None
+        return any(request.notice.request_id == request_id for request in self.requests())
 
     def status(self, request_id: str) -> str:
-        """Return ``filed``, ``known``, ``closed`` or ``cancelled``."""
-        with self._connection() as connection:
-            row = connection.execute(
-                "SELECT status FROM request WHERE id = ?", (request_id,)
-            ).fetchone()
-        if row is None:
-            raise ErasureError(f"no request {request_id!r} in {self.path}")
-        return str(row[0])
+        """Return where a request stands: see :class:`SiteInbox`."""
+        with self._file.reading() as connection:
+            return status_of(connection, request_id)
 
     def mark(self, request_ids: Iterable[str], status: str) -> None:
         """Note what the server says of requests; ids that are not on file are ignored.
 
-        A request only moves forward: filed, known, then closed or cancelled. The samples of
-        a cancelled request may train again.
+        A request only moves forward: filed, known, then closed, cancelled or refused. The
+        samples of a cancelled request may train again, those of a refused one may not.
         """
-        earlier = {KNOWN: (FILED,), CLOSED: (FILED, KNOWN), CANCELLED: (FILED, KNOWN)}[status]
-        marks = ",".join("?" * len(earlier))
-        with self._connection() as connection:
+        self._move(request_ids, BEFORE[status], status)
+
+    def keep(self, request_ids: Iterable[str]) -> None:
+        """Note that requests were cancelled too late: they are merged, and go on."""
+        self._move(request_ids, (CANCELLING,), KNOWN)
+
+    def _move(self, request_ids: Iterable[str], before: Sequence[str], after: str) -> None:
+        marks = ",".join("?" * len(before))
+        moving = [r.notice.request_id for r in self.requests() if r.status in before]
+        chosen = set(request_ids).intersection(moving)
+        if not chosen:
+            return  # as with most tasks: nothing to write
+        with self._file.writing() as connection:
             connection.executemany(
                 f"UPDATE request SET status = ? WHERE id = ? AND status IN ({marks})",  # noqa: S608
-                [(status, request_id, *earlier) for request_id in request_ids],
+                [(after, request_id, *before) for request_id in sorted(chosen)],
             )
 
-    def forget_set(self, request_id: str) -> list[str]:
-        """Sample ids of one request, sorted."""
-        with self._connection() as connection:
-            rows = connection.execute(
-                "SELECT sample_id FROM erased WHERE request_id = ? ORDER BY sample_id",
-                (request_id,),
-            ).fetchall()
-        if not rows:
-            raise ErasureError(f"no request {request_id!r} in {self.path}")
-        return [str(row[0]) for row in rows]
+    # ---- what came from the server --------------------------------------------------
 
-    def tombstones(self) -> set[str]:
-        """Ids of all samples that must never train again."""
-        with self._connection() as connection:
-            rows = connection.execute(
-                "SELECT DISTINCT sample_id FROM erased JOIN request ON request.id = request_id "
-                "WHERE status != ?",
-                (CANCELLED,),
-            ).fetchall()
-        return {str(row[0]) for row in rows}
+    def certificate(self, request_id: str) -> ReceivedCertificate | None:
+        """Return the newest certificate of a request, or None."""
+        return self.certificates.newest(request_id)
 
-    def _commit(self, ids: Sequence[str]) -> str:
-        with self._connection() as connection:
-            key = connection.execute(
-                "SELECT value FROM secret WHERE name = 'commitment'"
-            ).fetchone()[0]
-        return hmac.new(key, json.dumps(list(ids)).encode(), hashlib.sha256).hexdigest()
+    def alarms(self) -> list[Alarm]:
+        """Return what the server said that cannot be right, oldest first."""
+        return self.server.alarms()
 
-    def _store(self, notice: ErasureNotice, ids: Sequence[str], note: str) -> ErasureNotice:
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # the look and the entry are one step
-            row = connection.execute(
-                f"SELECT {_NOTICE} FROM request WHERE id = ?",  # noqa: S608
-                (notice.request_id,),
-            ).fetchone()
-            if row is not None:
-                known = ErasureNotice(*row)
-                if (known.scope, known.commitment) != (notice.scope, notice.commitment):
-                    raise DuplicateRequestError(
-                        f"request {notice.request_id} is on file for other samples; "
-                        "file a new one under a new id"
-                    )
-                return known
-            connection.execute(
-                "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    notice.request_id,
-                    notice.scope,
-                    notice.count,
-                    notice.commitment,
-                    notice.reason,
-                    note,
-                    notice.filed_at,
-                    FILED,
-                ),
-            )
-            connection.executemany(
-                "INSERT INTO erased VALUES (?, ?)", [(notice.request_id, i) for i in ids]
-            )
-        return notice
+    def noise_key(self, request_ids: Iterable[str], delta: bytes) -> tuple[bytes, int]:
+        """Return the secret of a delta's noise, and the delta's number: see ``noise_keys``."""
+        return noise_key(self._file, request_ids, delta)
+
+    def _commitment(self, ids: Sequence[str]) -> str:
+        with self._file.reading() as connection:
+            return schema.commitment(connection, ids)
