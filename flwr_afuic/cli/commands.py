@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
 from flwr_afuic.cli.bench import app as bench
+from flwr_afuic.cli.certificates import certificate, verify
 from flwr_afuic.cli.demo import demo, run
+from flwr_afuic.cli.ledger import app as ledger
 from flwr_afuic.cli.report import report
+from flwr_afuic.cli.requests import cancel, reject, release, request, requests, status
+from flwr_afuic.cli.upkeep import backup, keys, restore
 from flwr_afuic.errors import AfuicError
 
 app = typer.Typer(
@@ -18,10 +23,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("demo")(demo)
-app.command("run")(run)
-app.command("report")(report)
-app.add_typer(bench, name="bench")
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "A federation on one machine": (demo, run, report),
+    "Erasure requests": (request, requests, status, cancel, release, reject),
+    "Proof": (certificate, verify),
+    "The server's state directory": (backup, restore),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(_command.__name__, rich_help_panel=_panel)(_command)
+app.add_typer(bench, name="bench", rich_help_panel="A federation on one machine")
+app.add_typer(ledger, name="ledger", rich_help_panel="Proof")
+app.add_typer(keys, name="keys", rich_help_panel="The server's state directory")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from flwr_afuic.errors import DataError
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run: it holds record.json.")],
 ) -> None:
-    """Make report.html and its figures again from a run's record.
+    """Make report.html and its figures again from the record in a run's FOLDER.
 
     Example: flwr-afuic report runs/demo
     """

@@ -74,6 +74,11 @@ class ServerWatch:
         with self._file.reading() as connection:
             return trust.pinned_server(connection)
 
+    def keys(self) -> list[str]:
+        """Return every key that is or was the server's: earlier certificates bear earlier ones."""
+        with self._file.reading() as connection:
+            return trust.keys(connection)
+
     def pin(self, key: str) -> None:
         """Trust this key, and those it hands over to, and nothing else.
 

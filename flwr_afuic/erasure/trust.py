@@ -96,6 +96,11 @@ def trusted(
     return Server(known.pinned, key, known.federation)
 
 
+def keys(connection: sqlite3.Connection) -> list[str]:
+    """Return every key that is or was the server's."""
+    return [str(row[0]) for row in connection.execute("SELECT key FROM server_key ORDER BY key")]
+
+
 def was_key(connection: sqlite3.Connection, key: str) -> bool:
     """Whether this key is or was the server's; the first key met is pinned."""
     if pinned_server(connection) is None:
