@@ -100,10 +100,10 @@ def read_state(directory: str | Path) -> StateView:
             commands=queries.commands(connection),
             holdings=queries.holdings(connection),
             settings=queries.settings(connection),
-            weights=_sizes(directory),
+            weights=sizes_of(directory),
             public_keys=read_public_keys(directory / "keys"),
             rotations=read_rotations(directory / "keys"),
-            server=_server(directory),
+            server=server_of(directory),
         )
 
     return snapshot(directory, read)
@@ -202,7 +202,8 @@ def _head(connection: sqlite3.Connection) -> Head | None:
         return None
 
 
-def _sizes(directory: Path) -> dict[str, int]:
+def sizes_of(directory: Path) -> dict[str, int]:
+    """Return the digest of each file of weights and its size in bytes."""
     vault = Vault(directory / "weights", make=False)
     sizes = {}
     for digest in sorted(vault.digests()):
@@ -213,7 +214,7 @@ def _sizes(directory: Path) -> dict[str, int]:
     return sizes
 
 
-def _server(directory: Path) -> int | None:
+def server_of(directory: Path) -> int | None:
     """Return the process id in the lock file, if there is such a process.
 
     Trying the lock could make a server that starts in this moment fail.
