@@ -198,7 +198,7 @@ def _keys(key: Path | None, inbox: Path | None) -> list[str]:
     server = None if watch is None else watch.server()
     if watch is None or server is None:
         raise ErasureError(f"{inbox} knows no server's key yet; it comes with the first task")
-    return [server.key, *(public for public in watch.keys() if public != server.key)]
+    return [server.key, *(public for public in watch.known_keys() if public != server.key)]
 
 
 def read_changes(path: Path) -> list[Rotation]:

@@ -74,7 +74,7 @@ class ServerWatch:
         with self._file.reading() as connection:
             return trust.pinned_server(connection)
 
-    def keys(self) -> list[str]:
+    def known_keys(self) -> list[str]:
         """Return every key that is or was the server's: earlier certificates bear earlier ones."""
         with self._file.reading() as connection:
             return trust.keys(connection)
