@@ -82,8 +82,9 @@ class Vault:
     def put(self, arrays: Mapping[str, np.ndarray]) -> str:
         """Store arrays and return their digest; what is stored already is not stored twice.
 
-        The digest counts as fresh, and no sweep of this process deletes it, until
-        :meth:`settle` is told that a reference to it lasts.
+        The digest counts as fresh, and no sweep of this process deletes it, until a
+        transaction has kept it. Weights that were put and never kept are left for the first
+        sweep of the next process; delete them, if they must go at once.
 
         Parameters
         ----------

@@ -20,6 +20,7 @@ from flwr_afuic.erasure.keys import (
     follows,
     key_id,
     load_public,
+    read_public_keys,
     read_rotations,
     verify,
 )
@@ -143,7 +144,9 @@ def test_malformed_rotations_are_refused(ring, change):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
 )
 
 
@@ -154,55 +157,66 @@ def test_any_json_is_a_rotation_or_refused(value):
         Rotation.from_json(value)
 
 
-KILLED_AT = """
+KILLED = """
 import os, signal, sys
-from flwr_afuic.state import files
-from flwr_afuic.erasure import keys
-ring = keys.KeyRing(sys.argv[1])
-left = int(sys.argv[2])
+from pathlib import Path
+from flwr_afuic.erasure.keys import KeyRing
+
+left = [0]
+
 def counted(function):
     def call(*arguments, **options):
-        global left
-        if left == 0:
+        if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
+        left[0] -= 1
         return function(*arguments, **options)
     return call
-os.replace, os.fsync, os.unlink = counted(os.replace), counted(os.fsync), counted(os.unlink)
-ring.rotate()
-print("done", left)
+
+for step in range(100):
+    ring = KeyRing(Path(sys.argv[1]) / str(step))
+    print(ring.public_hex, flush=True)
+    child = os.fork()
+    if not child:
+        try:
+            left[0] = step
+            for name in ("replace", "fsync", "unlink"):
+                setattr(os, name, counted(getattr(os, name)))
+            ring.rotate()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+    if status != -signal.SIGKILL:
+        break
 """
 
 
 def test_a_crash_at_any_step_of_a_rotation_leaves_a_usable_ring(tmp_path):
-    before, after = 0, 0
-    for step in range(100):
+    lives = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    words = lives.stdout.split()
+    firsts, statuses = words[::2], [int(word) for word in words[1::2]]
+    assert set(statuses[:-1]) == {-9}
+    assert statuses[-1] == 0, lives.stderr
+    rotated = []
+    for step, first in enumerate(firsts):
         folder = tmp_path / str(step)
-        first = KeyRing(folder).public_hex
-        child = subprocess.run(
-            [sys.executable, "-c", KILLED_AT, str(folder), str(step)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        assert read_public_keys(folder)[0] == first
         ring = KeyRing(folder)
         assert verify(ring.public_hex, b"x", ring.sign(b"x"))
         assert load_public(folder / "server.pub") == ring.public_hex
+        assert read_public_keys(folder) == ring.public_keys
         assert follows(first, ring.public_hex, ring.rotations)
         assert (ring.public_hex == first) == (ring.rotations == [])
         names = {path.name for path in folder.iterdir()}
         assert names <= {"server.pem", "server.pub", "old", "rotations.json", "lock"}
+        rotated.append(len(ring.rotations))
         ring.rotate()
         assert follows(first, ring.public_hex, ring.rotations)
-        if child.stdout.startswith("done"):
-            break
-        assert child.returncode == -9, child.stderr
-        before += len(ring.rotations) == 1
-        after += len(ring.rotations) == 2
-    else:
-        pytest.fail("a rotation never ended")
-    assert before >= 5
-    assert after >= 3
+    assert rotated == sorted(rotated)
+    assert rotated.count(0) >= 5
+    assert rotated.count(1) >= 5
 
 
 def test_two_first_users_make_one_key(tmp_path):
