@@ -23,7 +23,7 @@ import os, signal, sys
 from pathlib import Path
 from flwr_afuic.state import database, vault
 from flwr_afuic.state.store import StateStore
-from tests.state.helpers import arrays
+from tests.state.helpers import arrays, fill
 
 left = [0]
 
