@@ -22,6 +22,7 @@ from flwr_afuic.strategies.afuic import AFUIC
 from flwr_afuic.strategies.codec import to_record
 from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.privacy import NO_PRIVACY, DeltaPrivacy
 
 torch.set_num_threads(1)
 
@@ -62,6 +63,7 @@ class Site:
     verified: int = 0
     plain: bool = False
     name: str = ""
+    privacy: DeltaPrivacy = NO_PRIVACY
 
     def __post_init__(self):
         self.name = self.name or f"site-{self.number}"
@@ -80,7 +82,7 @@ class ScriptedClient(ErasureClient):
     """Trains by a constant step and unlearns by the delta its site says."""
 
     def __init__(self, site: Site) -> None:
-        super().__init__(inbox=site.inbox, site=site.name)
+        super().__init__(inbox=site.inbox, site=site.name, privacy=site.privacy)
         self.script = site
 
     def sample_ids(self):
@@ -245,6 +247,7 @@ def federate(
         "evaluate_every": 0,
         "verify_rounds": 2,
         "norm_factor": 1e6,
+        "privacy": NO_PRIVACY,
         "gate": GateSettings(by="off"),
         "dialect": dialect,
         "on_version": on_version,
@@ -302,7 +305,7 @@ class ToyClient(TorchClient):
     local_steps = 4
 
     def __init__(self, site: Site, build: Callable[[], nn.Module] = toy_model) -> None:
-        ErasureClient.__init__(self, inbox=site.inbox, site=site.name)
+        ErasureClient.__init__(self, inbox=site.inbox, site=site.name, privacy=site.privacy)
         self.script, self.build = site, build
 
     def data(self) -> SiteData:

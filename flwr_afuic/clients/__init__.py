@@ -2,7 +2,8 @@
 
 from flwr_afuic.clients.erasure_client import ErasureClient, UnlearningTask
 from flwr_afuic.clients.message_app import message_app
-from flwr_afuic.clients.torch_client import SiteData, TorchClient, open_inbox
+from flwr_afuic.clients.node import open_inbox, site_privacy
+from flwr_afuic.clients.torch_client import SiteData, TorchClient
 
 __all__ = [
     "ErasureClient",
@@ -11,4 +12,5 @@ __all__ = [
     "UnlearningTask",
     "message_app",
     "open_inbox",
+    "site_privacy",
 ]

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import ERROR
 from typing import Any
 
@@ -16,13 +16,19 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from flwr_afuic import wire
-from flwr_afuic.erasure.inbox import CANCELLED, CLOSED, KNOWN, SiteInbox
-from flwr_afuic.errors import AfuicError, WireError
+from flwr_afuic.clients.conversation import Conversation
+from flwr_afuic.clients.deltas import ErasureDelta, difference
+from flwr_afuic.erasure.inbox import CANCELLED, SiteInbox
+from flwr_afuic.errors import AfuicError, StateTransitionError
 from flwr_afuic.federation.layout import ArrayKind, Arrays
 from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.privacy import DeltaPrivacy, protect, protect_basis
 
 Config = dict[str, wire.Scalar]
 Metrics = dict[str, wire.Scalar]
+
+MOST_RANK = 64
+"""Most rows of a relearning basis a site makes."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,10 @@ class UnlearningTask:
     Attributes
     ----------
     request_id : str
-        The request; its sample ids are in the site's inbox.
+        The request; its sample ids are in the site's inbox. Of a batch, the one that leads it.
     forget_ids : list of str
-        Ids of the samples to unlearn (D_f), read from the inbox.
+        Ids of the samples to unlearn (D_f), read from the inbox; of a batch, of all its
+        requests.
     snapshot : list of ndarray
         The global model to start from, ``w_s``.
     reference : list of ndarray or None
@@ -63,7 +70,8 @@ class ErasureClient(NumPyClient, ABC):
     speaks the protocol: it reports requests from the hospital's own inbox, keeps erased
     samples out of training for good, and answers unlearning and verification tasks.
     Sample ids, free text and texts of exceptions never leave the site: what fails here is
-    logged here, and the server is told a stable code.
+    logged here, and the server is told a stable code. What an unlearning returns is clipped
+    and noised here, before it leaves, as strictly as the server or the site wants it.
 
     Parameters
     ----------
@@ -71,11 +79,17 @@ class ErasureClient(NumPyClient, ABC):
         The hospital's erasure inbox, a file on its own disk.
     site : str
         Name of the site where nodes are not authenticated, for example the partition id.
+    privacy : DeltaPrivacy, optional
+        How the site protects its deltas at least; small requests are by default.
     """
 
-    def __init__(self, *, inbox: SiteInbox, site: str = "") -> None:
+    def __init__(
+        self, *, inbox: SiteInbox, site: str = "", privacy: DeltaPrivacy | None = None
+    ) -> None:
         self.inbox = inbox
         self.site = site
+        self.privacy = privacy or DeltaPrivacy()
+        self._conversation = Conversation(inbox, site)
 
     # ---- what a subclass provides ---------------------------------------------------
 
@@ -99,6 +113,17 @@ class ErasureClient(NumPyClient, ABC):
     def score(self, parameters: Arrays, sample_ids: Sequence[str]) -> ForgetScore:
         """Score a model on the given training samples."""
 
+    def relearning_basis(
+        self, task: UnlearningTask, unlearned: Arrays, rank: int
+    ) -> NDArray[np.float32] | None:
+        """Return the directions along which the model would learn D_f again.
+
+        Shape (r, p) with r of at most ``rank``, rows orthonormal, over the trained arrays in
+        their order; None where the framework has no way to tell. Only asked for if the
+        federation wants one.
+        """
+        return None
+
     def array_kinds(self) -> Sequence[ArrayKind] | None:
         """Return what each array is, in order; None if unknown.
 
@@ -109,109 +134,135 @@ class ErasureClient(NumPyClient, ABC):
 
     def retained_ids(self) -> list[str]:
         """Return the ids that may train: held and not erased, in the site's order."""
+        held = self.sample_ids()
+        self.inbox.note_held(held)
         erased = self.inbox.tombstones()
-        return [sample for sample in self.sample_ids() if sample not in erased]
+        return [sample for sample in held if sample not in erased]
 
     # ---- NumPyClient ----------------------------------------------------------------
 
     def get_properties(self, config: Config) -> dict[str, wire.Scalar]:
         """Answer the server's light poll: who this is and what was filed."""
         with _sealed("a poll"):
-            self._take_news(config)
-            return self._about(config)
+            self._conversation.hear(config)
+            return self._conversation.say(config)
 
     def fit(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """Train, or carry out an unlearning task."""
         with _sealed("a train task"):
-            self._take_news(config)
+            self._conversation.hear(config)
             if config.get(wire.TASK) == wire.TASK_UNLEARN:
                 return self._carry_out(parameters, config)
             return self._train(parameters, config)
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
-        """Evaluate, or score the model on the erased data of a request."""
+        """Evaluate, or score the model on the erased data of a request or a batch."""
         with _sealed("an evaluate task"):
-            self._take_news(config)
+            self._conversation.hear(config)
             if config.get(wire.TASK) != wire.TASK_VERIFY:
                 loss, examples, metrics = self.test(parameters, config)
-                return float(loss), int(examples), {**metrics, **self._about(config)}
-            request_id = str(config.get(wire.REQUEST, ""))
-            score = self.score(parameters, self.inbox.forget_set(request_id))
-            reply: Metrics = {"accuracy": score.accuracy, wire.REQUEST: request_id}
-            return score.loss, score.count, {**reply, **self._about(config)}
+                return float(loss), int(examples), {**metrics, **self._conversation.say(config)}
+            self.inbox.note_held(self.sample_ids())
+            requests = _requests(config)
+            score = self.score(parameters, self._forget_set(requests))
+            reply: Metrics = {"accuracy": score.accuracy, wire.REQUEST: requests[0]}
+            return score.loss, score.count, {**reply, **self._conversation.say(config)}
 
     # ---- the protocol ---------------------------------------------------------------
 
-    def _about(self, config: Mapping[str, Any]) -> Metrics:
-        """Say who this is, and which open requests the server has not just named as known."""
-        about: Metrics = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self.site}
-        known = _ids(config, wire.KNOWN)
-        news = [n for n in self.inbox.unfinished() if n.request_id not in known]
-        if news:
-            about[wire.PENDING] = wire.encode_notices(news[: wire.MAX_PENDING])
-        return about
-
-    def _take_news(self, config: Mapping[str, Any]) -> None:
-        for key, status in (
-            (wire.KNOWN, KNOWN),
-            (wire.CLOSED, CLOSED),
-            (wire.CANCELLED, CANCELLED),
-        ):
-            ids = _ids(config, key)
-            if ids:
-                self.inbox.mark(ids, status)
-
     def _train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         # The server discards updates of a site that asks for erasure: do not train in vain.
-        in_vain = wire.KNOWN in config and wire.PENDING in self._about(config)
+        in_vain = wire.KNOWN in config and self._conversation.has_news(config)
         trained, examples, metrics = parameters, 0, Metrics({wire.STEPS: 0})
         if not in_vain and self.retained_ids():
             trained, examples, metrics = self.train([np.array(a) for a in parameters], config)
-        # Asked once more: what was filed while the model trained travels with this very reply.
-        reply = {**metrics, **self._about(config)}
+        # Asked only now: what was filed while the model trained travels with this very reply.
+        reply = {**metrics, **self._conversation.say(config)}
         kinds = self.array_kinds()
         if kinds is None or not config.get(wire.WANT_DELTA):
             return trained, examples, reply
-        return (
-            _difference(trained, parameters, kinds),
-            examples,
-            {**reply, wire.KIND: wire.KIND_DELTA},
-        )
+        reply[wire.KIND] = wire.KIND_DELTA
+        return difference(trained, parameters, kinds), examples, reply
 
     def _carry_out(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
-        request_id = str(config.get(wire.REQUEST, ""))
-        extras = _split(parameters, config)
-        snapshot = extras["model"]
-        reply: Metrics = {
-            wire.KIND: wire.KIND_ERASURE,
-            wire.REQUEST: request_id,
-        }
+        groups = wire.split_groups(parameters, config.get(wire.EXTRAS, "{}"))
+        snapshot = groups["model"]
+        requests = _requests(config)
+        reply: Metrics = {wire.KIND: wire.KIND_ERASURE, wire.REQUEST: requests[0]}
         try:
-            if config.get(wire.SCOPE) == "client":
-                forget_ids = self.inbox.adopt(request_id, self.sample_ids())
-            else:
-                forget_ids = self.inbox.forget_set(request_id)
-            proxies = extras.get("proxies")
-            task = UnlearningTask(
-                request_id=request_id,
-                forget_ids=forget_ids,
-                snapshot=[np.array(array) for array in snapshot],
-                reference=extras.get("reference"),
-                proxies=proxies[0] if proxies else None,
-                settings=str(config.get(wire.SETTINGS, "{}")),
-                seed=int(config.get(wire.SEED, 0)),
-            )
-            unlearned, evidence = self.unlearn(task)
+            task = self._task(groups, config, requests)
+            arrays, evidence = self._unlearned(task, config, requests)
         except AfuicError as error:
             # Texts may name samples; only the stable code leaves the site.
-            log(ERROR, "unlearning for request %s failed: %s", request_id, error)
+            log(ERROR, "unlearning for request %s failed: %s", requests[0], error)
             reply[wire.FAILURE] = _outward(error)
-            return snapshot, 0, {**reply, **self._about(config)}
+            return snapshot, 0, {**reply, **self._conversation.say(config)}
+        if len(arrays) > len(snapshot):
+            reply[wire.EXTRAS] = json.dumps({"basis": len(arrays) - len(snapshot)})
         reply[wire.EVIDENCE] = evidence.to_json()
         reply[wire.STEPS] = 3 * evidence.steps
-        kinds = self.array_kinds() or _guess_kinds(snapshot)
-        delta = _difference(unlearned, snapshot, kinds)
-        return delta, evidence.before.count, {**reply, **self._about(config)}
+        return arrays, evidence.before.count, {**reply, **self._conversation.say(config)}
+
+    def _task(
+        self, groups: Mapping[str, Arrays], config: Config, requests: list[str]
+    ) -> UnlearningTask:
+        """Read the task; the inbox says what is to be erased."""
+        held = self.sample_ids()
+        self.inbox.note_held(held)
+        if config.get(wire.SCOPE) == "client":
+            self.inbox.adopt(requests[0], held)
+        for request_id in requests:
+            if self.inbox.knows(request_id) and self.inbox.status(request_id) == CANCELLED:
+                raise StateTransitionError(
+                    f"request {request_id} was cancelled and the server confirmed it; its samples "
+                    "train again and are not unlearned"
+                )
+        proxies = groups.get("proxies")
+        return UnlearningTask(
+            request_id=requests[0],
+            forget_ids=self._forget_set(requests),
+            snapshot=[np.array(array) for array in groups["model"]],
+            reference=groups.get("reference"),
+            proxies=proxies[0] if proxies else None,
+            settings=str(config.get(wire.SETTINGS, "{}")),
+            seed=int(config.get(wire.SEED, 0)),
+        )
+
+    def _forget_set(self, requests: list[str]) -> list[str]:
+        """Return the samples of all these requests, sorted, each once."""
+        return sorted({sample for r in requests for sample in self.inbox.forget_set(r)})
+
+    def _unlearned(
+        self, task: UnlearningTask, config: Config, requests: list[str]
+    ) -> tuple[Arrays, wire.Evidence]:
+        """Unlearn; return what may leave the site, and evidence of the model it makes."""
+        privacy = self.privacy
+        if wire.PRIVACY in config:
+            privacy = privacy.stricter(DeltaPrivacy.from_json(config[wire.PRIVACY]))
+        count = len(task.forget_ids)
+        unlearned, evidence = self.unlearn(task)
+        delta = ErasureDelta.of(unlearned, task.snapshot, self.array_kinds())
+        arrays, key, noise = delta.arrays(delta.vector), b"", 0.0
+        rule = privacy.rule(count, delta.scale)
+        if rule is not None:
+            key, number = self.inbox.noise_key(requests, delta.vector.tobytes())
+            vector, applied = protect(
+                delta.vector, privacy, count=count, scale=delta.scale, key=key
+            )
+            arrays, noise = delta.arrays(vector), rule.noise
+            evidence = replace(
+                evidence,
+                after=self.score(delta.model(arrays), task.forget_ids),
+                delta_norm=float(np.linalg.norm(vector)),
+                privacy={**applied, "release": number},
+            )
+        rank = min(int(config.get(wire.BASIS_RANK, 0)), MOST_RANK)
+        basis = self.relearning_basis(task, delta.model(arrays), rank) if rank > 0 else None
+        if basis is not None and len(basis):
+            if noise > 0:
+                basis = protect_basis(basis, noise=noise, key=key + b"basis")
+            arrays.append(np.asarray(basis, dtype=np.float32))
+        return arrays, evidence
 
 
 @contextmanager
@@ -232,31 +283,8 @@ def _outward(error: Exception) -> str:
     return f"{code} ({type(error).__name__}); see the site's log"
 
 
-def _ids(config: Mapping[str, Any], key: str) -> set[str]:
-    return {part for part in str(config.get(key, "")).split(",") if part}
-
-
-def _split(parameters: Arrays, config: Mapping[str, Any]) -> dict[str, Arrays]:
-    """Separate the model's arrays from the groups that follow them."""
-    counts = wire.decode_json(config.get(wire.EXTRAS, "{}"), wire.EXTRAS)
-    if not isinstance(counts, dict) or any(type(n) is not int or n < 0 for n in counts.values()):
-        raise WireError(f"{wire.EXTRAS} must map groups to counts, got {json.dumps(counts)[:200]}")
-    end = len(parameters) - sum(counts.values())
-    if end < 1:
-        raise WireError(f"{len(parameters)} arrays cannot hold the groups {counts} and a model")
-    groups: dict[str, Arrays] = {"model": parameters[:end]}
-    for group, count in counts.items():
-        groups[group] = parameters[end : end + count]
-        end += count
-    return groups
-
-
-def _guess_kinds(arrays: Arrays) -> list[ArrayKind]:
-    return ["trained" if np.issubdtype(a.dtype, np.floating) else "counter" for a in arrays]
-
-
-def _difference(after: Arrays, before: Arrays, kinds: Sequence[ArrayKind]) -> Arrays:
-    return [
-        np.asarray(new - old, dtype=old.dtype) if kind == "trained" else np.array(new)
-        for new, old, kind in zip(after, before, kinds, strict=True)
-    ]
+def _requests(config: Mapping[str, Any]) -> list[str]:
+    """Name the requests of a task, the leading one first."""
+    leader = str(config.get(wire.REQUEST, ""))
+    batch = wire.decode_ids(config.get(wire.BATCH, ""), wire.BATCH)
+    return [leader, *(request_id for request_id in batch if request_id != leader)]

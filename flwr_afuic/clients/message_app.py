@@ -45,6 +45,8 @@ def message_app(make_client: Callable[[Context], ErasureClient]) -> ClientApp:
         if counts:
             config[wire.EXTRAS] = json.dumps(counts)
         result, examples, metrics = client.fit(arrays, config)
+        # What follows the model's arrays rides in the same record, under names of its own.
+        names += [f"{_EXTRA_PREFIX}extra/{i}" for i in range(len(result) - len(names))]
         record = ArrayRecord(
             {n: Array(np.asarray(a, order="C")) for n, a in zip(names, result, strict=True)}
         )

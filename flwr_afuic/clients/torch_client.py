@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from logging import WARNING
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Context
-from flwr.supercore import log
+from flwr.app import Context
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flwr_afuic import wire
 from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics, UnlearningTask
-from flwr_afuic.erasure.inbox import SiteInbox
+from flwr_afuic.clients.node import open_inbox as open_inbox
+from flwr_afuic.clients.node import site_privacy
 from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError
 from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
 from flwr_afuic.models.arrays import get_arrays, set_arrays
+from flwr_afuic.seeds import derive_seed
 from flwr_afuic.unlearning.inference import score
 from flwr_afuic.unlearning.level import ForgetScore
 from flwr_afuic.unlearning.local import unlearn
+from flwr_afuic.unlearning.relearning import relearning_basis
 from flwr_afuic.unlearning.settings import UnlearningSettings
-
-_STATE = "afuic.site"
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,16 @@ class TorchClient(ErasureClient):
 
         ``node_config`` entries: ``inbox`` is the path of the hospital's inbox. Without it a
         file in the temporary folder is used, with a warning: fine in simulation, not in a
-        hospital, whose erasures must outlive the machine's temporary files.
+        hospital, whose erasures must outlive the machine's temporary files. See also
+        :func:`~flwr_afuic.clients.node.open_inbox` and
+        :func:`~flwr_afuic.clients.node.site_privacy`.
         """
         client = cls.__new__(cls)
         partition = context.node_config.get("partition-id")
         site = "" if partition is None else f"site-{partition}"
-        ErasureClient.__init__(client, inbox=open_inbox(context), site=site)
+        ErasureClient.__init__(
+            client, inbox=open_inbox(context), site=site, privacy=site_privacy(context)
+        )
         client.context = context
         return client
 
@@ -203,6 +204,20 @@ class TorchClient(ErasureClient):
         )
         return get_arrays(model), evidence
 
+    def relearning_basis(
+        self, task: UnlearningTask, unlearned: Arrays, rank: int
+    ) -> NDArray[np.float32]:
+        """See :class:`ErasureClient`; :func:`flwr_afuic.unlearning.relearning.relearning_basis`."""
+        data, rows = self._site_data(), self._rows(task.forget_ids)
+        return relearning_basis(
+            self._loaded(unlearned),
+            forget_x=data.images[rows],
+            forget_y=data.labels[rows],
+            rank=rank,
+            loss=self.loss,
+            seed=derive_seed(task.seed, "relearning"),
+        )
+
     # ---- inside ---------------------------------------------------------------------
 
     def _site_data(self) -> SiteData:
@@ -249,25 +264,6 @@ class TorchClient(ErasureClient):
             order = torch.randperm(count, generator=generator)
             batches += [order[i * size : (i + 1) * size] for i in range(per_epoch)]
         return batches[:steps]
-
-
-def open_inbox(context: Context) -> SiteInbox:
-    """Open the inbox a node's configuration names, else a temporary one with a warning.
-
-    The temporary one lies in a private folder of its own, remembered in the node's state:
-    neither another run nor another user of the machine can leave tombstones in it.
-    """
-    path = context.node_config.get("inbox")
-    if path is None:
-        remembered = context.state.config_records.get(_STATE)
-        if remembered is None:
-            folder = Path(tempfile.mkdtemp(prefix="flwr-afuic-"))
-            remembered = ConfigRecord({"inbox": str(folder / "inbox.sqlite")})
-            context.state[_STATE] = remembered
-            text = "no 'inbox' in node_config; erasures of this site are kept in %s only"
-            log(WARNING, text, remembered["inbox"])
-        path = str(remembered["inbox"])
-    return SiteInbox(str(path))
 
 
 def _head(tensor: Tensor) -> NDArray[Any]:

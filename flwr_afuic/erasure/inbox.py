@@ -266,8 +266,9 @@ class SiteInbox:
 
     def _move(self, request_ids: Iterable[str], before: Sequence[str], after: str) -> None:
         marks = ",".join("?" * len(before))
-        moving = [r.notice.request_id for r in self.requests() if r.status in before]
-        chosen = set(request_ids).intersection(moving)
+        chosen = set(request_ids)
+        if chosen:
+            chosen &= {r.notice.request_id for r in self.requests() if r.status in before}
         if not chosen:
             return  # as with most tasks: nothing to write
         with self._file.writing() as connection:

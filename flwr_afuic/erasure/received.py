@@ -6,11 +6,12 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
-from flwr_afuic import wire
 from flwr_afuic.erasure import trust
 from flwr_afuic.erasure.delivery import CertificateNotice
 from flwr_afuic.erasure.inbox_file import InboxFile
 from flwr_afuic.erasure.keys import key_id, verify
+
+_MOST_NAMES = 200
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ReceivedCertificates:
             ).fetchone()
         return None if row is None else ReceivedCertificate(*row)
 
-    def names(self, most: int = wire.MAX_PENDING) -> list[str]:
+    def names(self, most: int = _MOST_NAMES) -> list[str]:
         """Name the certificates received as ``id-issue``, the newest issue of each, newest first.
 
         Parameters
