@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sqlite3
 import stat
+import threading
 import uuid
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from flwr_afuic.erasure.ledger import check_head
 from flwr_afuic.errors import ErasureError, LedgerError, StateError, StateLockedError
+from flwr_afuic.state import database
 from flwr_afuic.state.rows import MetricRow, RequestRow
 from flwr_afuic.state.store import StateStore
 from tests.state.helpers import REQUEST, arrays, fill
@@ -253,3 +256,58 @@ def test_a_server_takes_up_a_rotation_made_beside_it(store, tmp_path):
     with store.transaction() as change:
         change.append("x", {})
     assert store.head().key == KeyRing(store.directory / "keys").public_hex
+
+
+def test_a_directory_of_a_newer_program_is_refused_with_what_to_do(store):
+    store.close()
+    connection = sqlite3.connect(store.directory / "state.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StateError, match=r"has schema 99, .* update flwr-afuic, or restore"):
+        StateStore(store.directory, exclusive=True)
+    connection = sqlite3.connect(store.directory / "state.sqlite")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    StateStore(store.directory, exclusive=True).close()
+
+
+def test_a_sites_inbox_is_no_server_database(store):
+    with pytest.raises(ErasureError, match="another kind of file"):
+        database.connect(
+            store.directory / "state.sqlite", ["CREATE TABLE request (id);"], error=ErasureError
+        )
+
+
+def test_weights_of_any_thread_and_transactions_of_any_thread(store):
+    """Transactions wait for each other; each finds the ledger as the last one left it."""
+
+    def work(number):
+        for turn in range(10):
+            with store.transaction() as change:
+                change.append("x", {"thread": number, "turn": turn})
+                change.set(f"{number}", turn)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.verify() == []
+    assert len(store.ledger()) == 40
+    assert [store.get(f"{number}") for number in range(4)] == [9] * 4
+
+
+def test_a_full_disk_is_said_and_nothing_is_written(store):
+    fill(store)
+    before = store.ledger()
+    store._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(StateError, match=r"is full.*nothing was written"):  # noqa: SIM117
+        with store.transaction() as change:
+            change.set("big", "x" * 1_000_000)
+    assert store.ledger() == before
+    assert store.get("big") is None
+    store._connection.execute("PRAGMA max_page_count = 1000000")
+    with store.transaction() as change:
+        change.set("big", "x" * 1_000_000)
+        change.append("x", {})
+    assert store.verify() == []
