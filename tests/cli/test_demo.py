@@ -1,16 +1,13 @@
-"""The command line: what it writes, what it prints, and one line for what goes wrong."""
+"""The demo's commands: what they write and print, and one line for what goes wrong."""
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
 from flwr_afuic.app.demo import write_demo
 from flwr_afuic.app.settings import AppSettings
@@ -21,30 +18,7 @@ from flwr_afuic.cli.progress import progress
 from flwr_afuic.data.sources import DATA_DIR_VARIABLE
 from flwr_afuic.errors import ConfigError, DataError
 from tests.app import tiny
-
-ROOT = Path(__file__).parents[1]
-
-
-class Ran:
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv(DATA_DIR_VARIABLE, str(tmp_path / "data"))
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["flwr-afuic", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        captured = capsys.readouterr()
-        return Ran(ended.value.code or 0, captured.out, captured.err)
-
-    return run
+from tests.cli.conftest import one_line
 
 
 @pytest.fixture
@@ -61,37 +35,7 @@ def finished(monkeypatch):
     return given
 
 
-def one_line(ran: Ran, *words: str) -> None:
-    """Check that a command failed with one line that holds these words."""
-    assert ran.status == 1
-    lines = [line for line in ran.err.splitlines() if not line.startswith("data set:")]
-    assert len(lines) == 1, ran.err
-    assert re.fullmatch(r"error: .+ \[AFUIC-\d{3}\]", lines[0])
-    for word in words:
-        assert word in lines[0]
-
-
 # ---- the commands -----------------------------------------------------------------------
-
-
-def every_command() -> list[list[str]]:
-    def walk(command, path):
-        for name, sub in getattr(command, "commands", {}).items():
-            yield from walk(sub, [*path, name])
-        if not getattr(command, "commands", None):
-            yield path
-
-    return list(walk(typer.main.get_command(commands.app), []))
-
-
-@pytest.mark.parametrize("command", every_command(), ids=" ".join)
-def test_every_command_is_documented_and_its_help_has_an_example(command, cli):
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    name = "flwr-afuic " + " ".join(command)
-    assert any(f"`{name}" in page.read_text() for page in pages), f"{name} is undocumented"
-    ran = cli(*command, "--help")
-    assert ran.status == 0
-    assert f"Example: {name}" in re.sub(r"\s+", " ", ran.out)
 
 
 @pytest.mark.slow
