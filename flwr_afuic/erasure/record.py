@@ -82,7 +82,8 @@ class ErasureRecord:
     ``merged_before`` is set at the first merge and stays: a request past it can no longer
     be cancelled, even when it is sent back for another attempt. ``filed_by`` is ``site`` or
     ``operator``; ``batch`` names the other requests that are unlearned together with this one,
-    and ``leader`` the request that carries a follower of such a batch.
+    and ``leader`` the request that carries a follower of such a batch. ``released`` says that
+    the operator lets a held delta be merged.
     """
 
     notice: ErasureNotice
@@ -102,6 +103,7 @@ class ErasureRecord:
     batch: tuple[str, ...] = ()
     leader: str = ""
     certified: int = 0
+    released: bool = False
 
     @property
     def request_id(self) -> str:
@@ -144,6 +146,7 @@ class ErasureRecord:
             "batch": list(self.batch),
             "leader": self.leader,
             "certified": self.certified,
+            "released": self.released,
         }
 
     @classmethod
@@ -171,6 +174,7 @@ class ErasureRecord:
                 batch=tuple(row["batch"]),
                 leader=str(row["leader"]),
                 certified=int(row["certified"]),
+                released=bool(row["released"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"a stored erasure request is damaged: {error!r}") from error

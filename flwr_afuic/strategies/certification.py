@@ -18,6 +18,7 @@ from flwr_afuic.erasure.certificate import build_certificate, render_certificate
 from flwr_afuic.erasure.record import ErasureRecord, State
 from flwr_afuic.errors import AfuicError
 from flwr_afuic.federation.roster import Member
+from flwr_afuic.strategies.announcements import Announcements
 from flwr_afuic.strategies.calibrator import Calibrator
 from flwr_afuic.strategies.erasure_desk import ErasureDesk
 
@@ -44,10 +45,16 @@ class Certification:
         self._calibrator = calibrator
         self._held: dict[str, set[str]] = {}
         self._alarmed: set[str] = set()
+        self._told: Announcements | None = None
 
     @property
     def _durability(self) -> Durability | None:
         return self._desk.run.durability
+
+    def _announcements(self, durability: Durability) -> Announcements:
+        if self._told is None:
+            self._told = Announcements(durability.store)
+        return self._told
 
     # ---- made -----------------------------------------------------------------------
 
@@ -173,7 +180,7 @@ class Certification:
             self._held[member.site] = {name for name in names if name}
         if self._durability is None or wire.SEEN_HEAD not in info:
             return
-        problem = self._durability.contradiction(str(info[wire.SEEN_HEAD]))
+        problem = self._announcements(self._durability).contradiction(str(info[wire.SEEN_HEAD]))
         if problem and member.site not in self._alarmed:
             self._alarmed.add(member.site)
             self._desk.run.note("ledger-alarm", member.site, problem, level=ERROR)
@@ -186,7 +193,7 @@ class Certification:
     def _missing(self, record: ErasureRecord) -> tuple[bytes, str, str] | None:
         if self._durability is None or not record.certified:
             return None
-        found = self._durability.certificate(record.request_id)
+        found = self._announcements(self._durability).certificate(record.request_id)
         if found is None:
             return None
         document, signature, name = found
@@ -197,7 +204,7 @@ class Certification:
         durability = self._durability
         if durability is None or member.protocol is None:
             return {}
-        news: dict[str, wire.Scalar] = {wire.LEDGER_HEAD: durability.announcement()}
+        news: dict[str, wire.Scalar] = {wire.LEDGER_HEAD: self._announcements(durability).head()}
         for record in self._desk.book.of_site(member.site):
             missing = self._missing(record)
             if missing is not None:

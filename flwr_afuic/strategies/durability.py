@@ -8,7 +8,6 @@ asked for again; nothing that was merged is merged again.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -22,9 +21,8 @@ from flwr.app import MetricRecord
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from flwr_afuic.erasure.ledger import Head, check_head
 from flwr_afuic.erasure.record import ErasureRecord
-from flwr_afuic.errors import AfuicError, LayoutError, SignatureError, StateError
+from flwr_afuic.errors import LayoutError, StateError
 from flwr_afuic.federation.journal import Event, UpdateEntry, VersionEntry
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.state.rows import MetricRow, RequestRow
@@ -97,8 +95,6 @@ class Durability:
         self._events = 0
         self._updates = 0
         self._metrics: set[tuple[str, int]] = set()
-        self._announced = (-1, "")
-        self._certificates: dict[str, tuple[bytes, str, str, int]] = {}
 
     @property
     def resumes(self) -> bool:
@@ -267,70 +263,9 @@ class Durability:
                 del self._digests[key]
             return self.store.sweep("erasure", request_id)
 
-    # ---- told to the sites ------------------------------------------------------------
-
-    def announcement(self) -> str:
-        """Return the ledger's signed head with the key that signed it, as JSON for the wire."""
-        head = self.store.head()
-        if head is None:
-            return ""
-        if head.seq != self._announced[0]:
-            keys = self.store.keys
-            entry = {
-                "head": head.to_json(),
-                "key": keys.public_hex,
-                "rotations": [rotation.to_json() for rotation in keys.rotations],
-            }
-            self._announced = (head.seq, json.dumps(entry))
-        return self._announced[1]
-
-    def contradiction(self, seen: str) -> str:
-        """Say how a head a site has seen contradicts this ledger; empty where it does not."""
-        try:
-            head = Head.from_json(json.loads(seen))
-        except (AfuicError, ValueError, RecursionError) as error:
-            return f"the site's ledger head is malformed: {error}"
-        if head.key not in self.store.keys.public_keys or not _genuine(head):
-            return "the site's ledger head is not signed by this server"
-        if head.federation != self.store.federation:
-            return f"the site has seen the ledger of another federation, {head.federation[:40]}"
-        own = self.store.head()
-        ends = 0 if own is None else own.seq
-        if head.seq > ends:
-            return (
-                f"the site has seen row {head.seq} of the ledger, which ends at {ends}: its tail "
-                "was cut, or the state directory was restored from an older copy"
-            )
-        if self.store.row_hash(head.seq) != head.hash:
-            return f"row {head.seq} of the ledger is not the one the site has seen"
-        return ""
-
-    def certificate(self, request_id: str) -> tuple[bytes, str, str] | None:
-        """Return the newest certificate of a request: its bytes, its signature, ``id-issue``."""
-        known = self._certificates.get(request_id)
-        if known is None or known[3] != self._issued(request_id):
-            found = self.store.certificate(request_id)
-            if found is None:
-                return None
-            document, signature, path = found
-            known = (document, signature, path.stem, self._issued(request_id))
-            self._certificates[request_id] = known
-        return known[:3]
-
-    def _issued(self, request_id: str) -> int:
-        return sum(row.request_id == request_id for row in self.store.certificates())
-
     def close(self) -> None:
         """Let go of the directory."""
         self.store.close()
-
-
-def _genuine(head: Head) -> bool:
-    try:
-        check_head(head, head.key)
-    except SignatureError:
-        return False
-    return True
 
 
 def _named(layout: Layout, arrays: Arrays) -> dict[str, NDArray[Any]]:

@@ -13,7 +13,7 @@ from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.worker import Job
 from flwr_afuic.strategies.dispatcher import Task
-from flwr_afuic.strategies.gate import GateCase, GateVerdict
+from flwr_afuic.strategies.gate import GateCase
 from flwr_afuic.strategies.run import FederationRun
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ class Attempt:
         The site's delta, and its relearning basis where one was asked for.
     fidelity_job, gate : Job, GateCase or None
         The fidelity steps and the judgement its merge waits for.
-    step, verdict : ndarray of shape (p,), GateVerdict or None
-        What they came to.
-    released : bool
-        Whether the operator lets a held delta be merged.
+    step : ndarray of shape (p,), or None
+        What the fidelity steps came to.
     next_verification : int
         Round from which the site is asked for its next verification.
     """
@@ -59,8 +57,6 @@ class Attempt:
     fidelity_job: Job[Vector] | None = None
     step: Vector | None = None
     gate: GateCase | None = None
-    verdict: GateVerdict | None = None
-    released: bool = False
 
     def release(self) -> None:
         """Let go of the models."""

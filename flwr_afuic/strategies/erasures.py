@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from logging import WARNING
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +16,11 @@ from flwr.app import Message
 
 from flwr_afuic import wire
 from flwr_afuic.erasure.book import ErasureRecord, RequestBook, State
-from flwr_afuic.errors import AfuicError, ConfigError, ErasureError, LayoutError
+from flwr_afuic.errors import ConfigError, ErasureError, LayoutError
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.models.arrays import set_arrays
-from flwr_afuic.state.rows import Command
 from flwr_afuic.strategies.admission import Admission
 from flwr_afuic.strategies.calibrator import Calibrator
 from flwr_afuic.strategies.certification import Certification
@@ -32,6 +30,8 @@ from flwr_afuic.strategies.durability import Durability, Part
 from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk, MergeFacts
 from flwr_afuic.strategies.gate import FidelityGate
 from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.merging import Merging
+from flwr_afuic.strategies.operator_commands import OperatorCommands
 from flwr_afuic.strategies.resumption import checkpoint, restore
 from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.strategies.unlearning_tasks import UnlearningTasks
@@ -62,7 +62,6 @@ class ErasureHooks(RunHooks):
         self.settings = settings
         self.book = book
         self.opened: set[str] = set()
-        self.outcomes: list[tuple[str, str]] = []
         self._lock = threading.RLock()
         self._told: dict[str, int] = {}
         self._over = False
@@ -89,9 +88,11 @@ class ErasureHooks(RunHooks):
             run, settings.gate, factory=settings.model_factory, proxies=settings.proxies
         )
         self.gate = gate
-        self.tasks = UnlearningTasks(self.desk, self.calibrator, gate)
+        self.merging = Merging(self.desk, self.calibrator, gate)
+        self.tasks = UnlearningTasks(self.desk, self.merging)
         self.verification = Verification(self.desk, self.tasks.begin)
         self.certification = Certification(self.desk, self.calibrator)
+        self.commands = OperatorCommands(self.desk, self.admission, self.merging)
 
     def guard(self) -> AbstractContextManager[object]:
         """See :class:`RunHooks`: while a commit is made no other thread files or cancels."""
@@ -99,9 +100,7 @@ class ErasureHooks(RunHooks):
 
     def checkpoint(self) -> Part:
         """See :class:`RunHooks`."""
-        part = checkpoint(self)
-        self.outcomes = []
-        return part
+        return checkpoint(self)
 
     def restore(self, state: dict[str, Any], durability: Durability) -> None:
         """See :class:`RunHooks`."""
@@ -137,7 +136,7 @@ class ErasureHooks(RunHooks):
         """Release or reject a held request; the loop merges it when it comes by."""
         with self._lock:
             record = self.book.get(request_id)
-            (self.tasks.release if release else self.tasks.reject)(record)
+            (self.merging.release if release else self.merging.reject)(record)
             self._save()
 
     def _save(self) -> None:
@@ -164,7 +163,7 @@ class ErasureHooks(RunHooks):
             self._commit()
 
     def _commit(self) -> None:
-        if self.book.unsaved or self.outcomes:
+        if self.book.unsaved or self.commands.outcomes:
             self.run.commit()
 
     def _follow(self, member: Member) -> None:
@@ -187,48 +186,6 @@ class ErasureHooks(RunHooks):
         if self.tasks.begin(record) is None and self.tasks.waits_for_company(record):
             self.run.note("waits", record.site, "for other small requests of the site")
             self.desk.readmit(record.site)
-
-    def take_commands(self) -> None:
-        """Carry out what the operator asked for through the state directory."""
-        if self.run.durability is None:
-            return
-        for command in self.run.durability.store.pending_commands():
-            try:
-                outcome = self._obey(command)
-            except AfuicError as error:
-                outcome = f"refused: {error}"
-                self.run.note("refused-command", command.site, outcome, level=WARNING)
-            if outcome:
-                self.outcomes.append((command.id, outcome))
-                body = {"id": command.id, "command": command.kind, "outcome": outcome}
-                self.book.say("command", {**body, "request": command.request_id})
-
-    def _obey(self, command: Command) -> str:
-        if command.kind == "erase":
-            return self._obey_erasure(command)
-        record = self.book.get(command.request_id)
-        if command.kind == "cancel":
-            self.admission.cancel_for(record.request_id)
-        elif command.kind == "release":
-            self.tasks.release(record)
-        elif command.kind == "reject":
-            self.tasks.reject(record)
-        else:
-            raise ErasureError(f"unknown command {command.kind!r}; upgrade the server")
-        return f"done: {record.state}"
-
-    def _obey_erasure(self, command: Command) -> str:
-        run = self.run
-        if command.method not in ("", "afuic"):
-            raise ErasureError(
-                f"method {command.method!r} is not what this server runs; it runs afuic"
-            )
-        if run.roster.of_site(command.site) is None and not run.has_merged:
-            return ""  # the sites may still be on their way: looked at again at the next poll
-        self.admission.file_for(
-            command.site, command.reason or "site-left", request_id=command.request_id
-        )
-        return "filed"
 
     # ---- training -------------------------------------------------------------------
 
@@ -253,7 +210,7 @@ class ErasureHooks(RunHooks):
     def before_dispatch(self) -> None:
         """Move every request as far as it can go now."""
         with self._lock:
-            self.take_commands()
+            self.commands.take()
             for record in self.book:
                 if not record.leader:
                     self._advance(record)
@@ -271,7 +228,7 @@ class ErasureHooks(RunHooks):
                 self._open(record)
             self.tasks.try_dispatch(record)
         elif record.state in (State.UNLEARNED, State.HELD):
-            self.tasks.try_merge(record)
+            self.merging.try_merge(record)
         elif record.state in (State.VERIFYING, State.COMPLETED):
             self.verification.try_send(record)
 

@@ -30,7 +30,6 @@ def checkpoint(hooks: ErasureHooks) -> Part:
             "version": attempt.version,
             "failures": attempt.failures,
             "next_verification": attempt.next_verification,
-            "released": attempt.released,
         }
         if attempt.snapshot:
             blobs["snapshot", key] = SameAs(attempt.version)
@@ -46,7 +45,7 @@ def checkpoint(hooks: ErasureHooks) -> Part:
         "refused": {site: sorted(ids) for site, ids in hooks.desk.refused.items()},
         "kept": sorted(hooks.desk.kept),
     }
-    return Part(state, blobs, records, entries, list(hooks.outcomes))
+    return Part(state, blobs, records, entries, hooks.commands.take_outcomes())
 
 
 def restore(hooks: ErasureHooks, state: dict[str, Any], durability: Durability) -> None:
@@ -98,7 +97,6 @@ def _take_up(
         since=run.clock.now(),
         failures=int(saved["failures"]),
         next_verification=min(int(saved["next_verification"]), run.round + 1),
-        released=bool(saved["released"]),
     )
     desk.attempts[record.request_id] = attempt
     if record.state in (State.UNLEARNED, State.HELD):
@@ -106,7 +104,7 @@ def _take_up(
         attempt.snapshot = list(durability.blob("snapshot", key).values())
         stored = durability.blob("delta", key)
         attempt.delta, attempt.basis = _vector(stored["delta"]), stored.get("basis")
-        hooks.tasks.resume(record)
+        hooks.merging.resume(record)
 
 
 def _vector(array: Vector) -> Vector:

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from flwr_afuic import wire
-from flwr_afuic.errors import AfuicError, FederationError, LayoutError, WireError
+from flwr_afuic.errors import LayoutError, WireError
 from flwr_afuic.federation.buffer import UpdateBuffer
 from flwr_afuic.federation.clock import VirtualClock
 from flwr_afuic.federation.journal import Counters, Event, Journal, Span, VersionEntry
@@ -35,6 +35,7 @@ from flwr_afuic.strategies.codec import (
 )
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
 from flwr_afuic.strategies.durability import Durability
+from flwr_afuic.strategies.ending import check_alive, drain
 from flwr_afuic.strategies.evaluations import EvaluateFn, Evaluations
 from flwr_afuic.strategies.hooks import RunHooks
 from flwr_afuic.strategies.intake import Intake
@@ -42,7 +43,7 @@ from flwr_afuic.strategies.intake import Intake
 if TYPE_CHECKING:
     from flwr_afuic.strategies.asynchronous import AsyncStrategy
 
-_VIRTUAL_IDLE_SECONDS = 60.0
+VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
 _METHOD_TASKS = ("unlearn", "verify", "gate")
 
@@ -99,7 +100,7 @@ class FederationRun:
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
         self._round_progress = 0
         self._refreshed = float("-inf")
-        self._last_able = self.started
+        self.last_able = self.started
         self._resumes = 0
         self.durability: Durability | None = None
         hooks.bind(self)
@@ -112,6 +113,11 @@ class FederationRun:
             except BaseException:
                 self.durability.close()
                 raise
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long to wait where there is nothing to do."""
+        return VIRTUAL_IDLE_SECONDS if self.clock.virtual else self.settings.poll_interval
 
     # ---- what hooks use -------------------------------------------------------------
 
@@ -229,7 +235,7 @@ class FederationRun:
             while not self._finished():
                 if not self._step():
                     self._idle()
-            self._drain()
+            drain(self)
             self.commit()
         self.result.arrays = to_record(self.layout.names, self.arrays)
         return self.result
@@ -245,16 +251,15 @@ class FederationRun:
         handled = False
         for task, message in self.dispatcher.replies():
             handled = True
-            self._handle(task, message)
+            self.handle(task, message)
             if self._finished():
                 break
         merged = self.settings.mode == "sync" and self._close_sync_round()
         return sent or handled or merged
 
     def _idle(self) -> None:
-        self._check_alive()
-        virtual = self.clock.virtual
-        self.clock.sleep(_VIRTUAL_IDLE_SECONDS if virtual else self.settings.poll_interval)
+        check_alive(self)
+        self.clock.sleep(self.idle_seconds)
 
     def _refresh_nodes(self) -> None:
         if self.clock.now() - self._refreshed < _NODE_REFRESH_SECONDS:
@@ -262,24 +267,26 @@ class FederationRun:
         self._refreshed = self.clock.now()
         nodes = sorted((int(node.node_id), str(node.name)) for node in self.grid.get_nodes())
         newcomers = self.roster.refresh(nodes)
-        if self._enough_nodes() and any(self.hooks.may_train(m.site) for m in self._connected()):
-            self._last_able = self._refreshed
+        if self.enough_nodes() and any(self.hooks.may_train(m.site) for m in self.connected()):
+            self.last_able = self._refreshed
         for member in newcomers:
             if self.dialect.name == "numpy" and self.settings.poll_newcomers:
                 kind, content = self.dialect.poll({wire.TASK: "poll", wire.VERSION: self.version})
                 task = Task(member, "poll", self.version, self.round)
                 self.dispatcher.send(task, kind, content)
 
-    def _connected(self) -> list[Member]:
+    def connected(self) -> list[Member]:
+        """Members whose node is connected."""
         return [member for member in self.roster.members if member.connected]
 
-    def _enough_nodes(self) -> bool:
+    def enough_nodes(self) -> bool:
+        """Whether as many nodes are connected as training needs."""
         # Training starts with so many; once it runs, a site that leaves must not end it.
         least = 1 if self.version else self.settings.min_available_nodes
-        return len(self._connected()) >= least
+        return len(self.connected()) >= least
 
     def _dispatch(self) -> bool:
-        if not self._enough_nodes():
+        if not self.enough_nodes():
             return False
         if self.settings.mode == "sync" and (self._round_under_way() or len(self.buffer)):
             return False
@@ -290,7 +297,7 @@ class FederationRun:
         for member in free:
             # A slow site is due again by the time it has evaluated: training takes turns.
             evaluates = member.due_evaluation and not member.trains_next
-            sent = (self._send_evaluation if evaluates else self._send_training)(member) or sent
+            sent = (self.send_evaluation if evaluates else self._send_training)(member) or sent
         return sent
 
     def _round_under_way(self) -> bool:
@@ -299,7 +306,7 @@ class FederationRun:
 
     def _send_evaluations(self, free: list[Member]) -> bool:
         """Ask those who can answer now; who cannot has no part in this round's evaluation."""
-        sent = [self._send_evaluation(member) for member in free if member.due_evaluation]
+        sent = [self.send_evaluation(member) for member in free if member.due_evaluation]
         for member in self.roster.members:
             member.due_evaluation = 0
         return any(sent)
@@ -311,7 +318,8 @@ class FederationRun:
         self._fail(task, "Flower took no message for the node")
         return False
 
-    def _send_evaluation(self, member: Member) -> bool:
+    def send_evaluation(self, member: Member) -> bool:
+        """Ask a member for the evaluation it is due for."""
         config = self.config_for(member, "evaluate", self._evaluate_config)
         config["server-round"] = member.due_evaluation
         task = Task(member, "evaluate", self.version, member.due_evaluation)
@@ -321,7 +329,8 @@ class FederationRun:
 
     # ---- replies --------------------------------------------------------------------
 
-    def _handle(self, task: Task, message: Message | None) -> None:
+    def handle(self, task: Task, message: Message | None) -> None:
+        """Take in what became of a task; what is malformed is quarantined."""
         member = task.member
         self.journal.spans.append(
             Span(member.site, task.kind, task.sent - self.started, self.elapsed)
@@ -338,10 +347,10 @@ class FederationRun:
                 self._accept_training(task, message)
             elif task.kind == "evaluate":
                 evaluation = self.dialect.read_evaluate(message.content)
-                self._learn(member, evaluation.info)
+                self.learn(member, evaluation.info)
                 self._evaluations.accept(task.round, evaluation)
             elif task.kind == "poll":
-                self._learn(member, self.dialect.read_poll(message.content))
+                self.learn(member, self.dialect.read_poll(message.content))
                 self.roster.succeeded(member)
             else:
                 self.hooks.on_reply(task, message)
@@ -350,7 +359,8 @@ class FederationRun:
         finally:
             self.intake.release(task)
 
-    def _learn(self, member: Member, info: dict[str, Any]) -> None:
+    def learn(self, member: Member, info: dict[str, Any]) -> None:
+        """Take in what a reply says of its site."""
         protocol = info.get(wire.CLIENT)
         if isinstance(protocol, int) and not isinstance(protocol, bool):
             member.protocol = protocol
@@ -364,7 +374,7 @@ class FederationRun:
 
     def _accept_training(self, task: Task, message: Message) -> None:
         reply = self.dialect.read_train(message.content)
-        self._learn(task.member, reply.info)
+        self.learn(task.member, reply.info)
         full = self.intake.accept(task, reply) and len(self.buffer) >= self.settings.buffer_size
         if full and self.settings.mode == "async":
             self._merge_buffer()
@@ -428,62 +438,3 @@ class FederationRun:
         if self.settings.mode == "sync":
             self._evaluations.collect()
         log(INFO, "[ROUND %s/%s] version %s", self.round, self.num_rounds, self.version)
-
-    # ---- ends -----------------------------------------------------------------------
-
-    def _check_alive(self) -> None:
-        waited = self.clock.now() - self._last_able
-        if waited > self.timeout:
-            connected, least = len(self._connected()), self.settings.min_available_nodes
-            why = (
-                "every connected site is refused training"
-                if self._enough_nodes()
-                else f"{connected} nodes are connected and min_available_nodes is {least}; "
-                "start the sites' SuperNodes"
-            )
-            raise FederationError(f"nobody could train for {waited:.0f} s: {why}")
-        members = self.roster.members
-        if self.dispatcher.pending or not members:
-            return
-        training = [member for member in members if self.hooks.may_train(member.site)]
-        if training and all(m.failures >= self.settings.max_failures for m in training):
-            reasons = "; ".join(f"{m.site}: {m.last_failure}" for m in training[:3])
-            raise FederationError(f"no site returns a usable update ({reasons})")
-
-    def _drain(self) -> None:
-        """Let the last tasks come home, and the last round's evaluation with them.
-
-        No node is left with a task in flight. In sync mode the last evaluation is waited
-        for as long as any other, otherwise for ``drain_seconds``.
-        """
-        sync = self.settings.mode == "sync"
-        end = self.clock.now() + (self.timeout if sync else self.settings.drain_seconds)
-        while self.clock.now() < end:
-            for member in self.roster.free():
-                if member.due_evaluation and self.hooks.may_train(member.site):
-                    self._send_evaluation(member)
-            for task, message in self.dispatcher.replies():
-                self._handle_last(task, message)
-            if self.dispatcher.pending:
-                idle = _VIRTUAL_IDLE_SECONDS if self.clock.virtual else self.settings.poll_interval
-                self.clock.sleep(min(idle, max(0.0, end - self.clock.now())))
-            elif not any(
-                member.due_evaluation and self.hooks.may_train(member.site)
-                for member in self.roster.free()
-            ):
-                return
-
-    def _handle_last(self, task: Task, message: Message | None) -> None:
-        """Handle a reply after the last merge: evaluations count, training no longer does."""
-        if task.kind == "evaluate":
-            self._handle(task, message)
-            return
-        self.journal.spans.append(
-            Span(task.member.site, task.kind, task.sent - self.started, self.elapsed)
-        )
-        self.intake.release(task)
-        if message is not None and not message.has_error() and task.kind == "train":
-            try:
-                self._learn(task.member, self.dialect.read_train(message.content).info)
-            except AfuicError as error:
-                log(WARNING, "unusable last reply of %s: %s", task.member.site, error)

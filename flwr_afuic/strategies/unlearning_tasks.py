@@ -1,4 +1,4 @@
-"""Unlearning tasks of a run: reference, dispatch to the site, and the merge of its delta."""
+"""Unlearning tasks of a run: the reference, the task to the site, and its delta back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from flwr.app import MessageType
 
 from flwr_afuic import wire
 from flwr_afuic.calibration.basis import check_basis
-from flwr_afuic.calibration.fidelity import confine
 from flwr_afuic.erasure.book import ErasureRecord, State
-from flwr_afuic.errors import StateTransitionError, WireError
+from flwr_afuic.errors import WireError
 from flwr_afuic.federation.journal import Span
 from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.roster import Member
@@ -18,32 +17,29 @@ from flwr_afuic.federation.worker import Job
 from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.models.reinitialise import reinitialise
 from flwr_afuic.seeds import derive_seed
-from flwr_afuic.strategies.calibrator import Calibrator
+from flwr_afuic.strategies.batching import gather_batch, waits_for_company
 from flwr_afuic.strategies.codec import TrainReply
 from flwr_afuic.strategies.dispatcher import Task
-from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk, MergeFacts
-from flwr_afuic.strategies.gate import FidelityGate
+from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk
+from flwr_afuic.strategies.merging import Merging
 from flwr_afuic.unlearning.local import STOP_DIVERGED
 from flwr_afuic.unlearning.reference import distil_reference
 
 
 class UnlearningTasks:
-    """From a received request to a merged delta.
+    """From a received request to a delta that can be merged.
 
     Parameters
     ----------
     desk : ErasureDesk
         The run's requests.
-    calibrator : Calibrator
-        Is told of every merged delta.
-    gate : FidelityGate
-        Judges every merge before it is made.
+    merging : Merging
+        Takes the deltas over.
     """
 
-    def __init__(self, desk: ErasureDesk, calibrator: Calibrator, gate: FidelityGate) -> None:
+    def __init__(self, desk: ErasureDesk, merging: Merging) -> None:
         self._desk = desk
-        self._calibrator = calibrator
-        self._gate = gate
+        self._merging = merging
 
     def begin(self, record: ErasureRecord) -> Attempt | None:
         """Take the snapshot to unlearn from, unless another request of the site is at work.
@@ -205,8 +201,7 @@ class UnlearningTasks:
             # The site is back at the snapshot: a zero delta must not pass for an erasure.
             raise WireError("the unlearning diverged at the site")
         delta = run.layout.flatten(arrays)
-        self._bound(delta)
-        self._merged(record, delta)  # refuses what would not stay finite, before anything moves
+        self._merging.check(record, delta)
         run.roster.succeeded(task.member)
         record.evidence.append(evidence)
         before, after = evidence.before, evidence.after
@@ -216,10 +211,7 @@ class UnlearningTasks:
             f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, accuracy "
             f"{before.accuracy:.3f} -> {after.accuracy:.3f} in {evidence.steps} steps",
         )
-        attempt = desk.attempts[record.request_id]
-        attempt.delta, attempt.basis = delta, basis
-        attempt.fidelity_job = self._calibrator.start_fidelity(delta)
-        self.try_merge(record)
+        self._merging.begin(record, delta, basis)
 
     def _parts(self, record: ErasureRecord, reply: TrainReply) -> tuple[Arrays, Vector | None]:
         """Tell the delta from the relearning basis that may follow it.
@@ -234,165 +226,3 @@ class UnlearningTasks:
         basis = reply.arrays[-1]
         check_basis(basis, rank, layout.trained_size)
         return reply.arrays[:-1], np.asarray(basis, dtype=np.float64)
-
-    def _bound(self, delta: Vector) -> None:
-        """Refuse a delta that is out of all proportion to what retained sites send."""
-        run, factor = self._desk.run, self._desk.settings.erasure_norm_factor
-        typical = run.intake.screen.typical_norm
-        norm = float(np.linalg.norm(delta))
-        if typical is not None and norm > factor * typical:
-            raise WireError(
-                f"the erasure delta's norm {norm:.3g} is over {factor:g} times the median "
-                f"{typical:.3g} of recent updates"
-            )
-
-    def resume(self, record: ErasureRecord) -> None:
-        """Take up again a delta that an earlier run had received."""
-        attempt = self._desk.attempts[record.request_id]
-        if record.state is State.UNLEARNED and attempt.delta is not None:
-            attempt.fidelity_job = self._calibrator.start_fidelity(attempt.delta)
-
-    def try_merge(self, record: ErasureRecord) -> None:
-        """Merge a delta once the fidelity steps for it are done and the gate lets it pass."""
-        attempt = self._desk.attempts[record.request_id]
-        job, delta = attempt.fidelity_job, attempt.delta
-        if delta is None or (job is not None and not job.done()):
-            return
-        if record.state is State.HELD and not attempt.released:
-            return
-        if attempt.step is None and job is not None:
-            attempt.step = self._calibrator.fidelity_step(job)
-            attempt.fidelity_job = None
-        try:
-            merged = self._merged(record, delta, attempt.step)
-        except WireError as error:  # it fitted the model at its arrival, but not this one
-            self._desk.close(record, State.FAILED, str(error))
-            return
-        if attempt.released or self._passes(record, attempt, merged):
-            self._adopt(record, delta, merged)
-
-    def _passes(self, record: ErasureRecord, attempt: Attempt, merged: Arrays) -> bool:
-        """Whether the gate lets a candidate pass now; a candidate it holds waits."""
-        if attempt.gate is None:
-            before = self._desk.run.arrays
-            attempt.gate = self._gate.open(record.request_id, before, merged, record.site)
-            if attempt.gate is None:
-                return True
-        verdict = self._gate.verdict(attempt.gate)
-        if verdict is None:
-            self._gate.ask(attempt.gate)
-            return False
-        attempt.verdict = verdict
-        self._gate.note(verdict, record.site)
-        if not verdict.held:
-            return True
-        bound = self._desk.settings.gate.max_cost
-        text = f"{verdict.text}, more than {bound:g}; release it to merge it, or reject it"
-        self._desk.move(record, State.HELD, text)
-        if record.notice.scope == "samples":
-            self._desk.readmit(record.site)
-        return False
-
-    def release(self, record: ErasureRecord) -> None:
-        """Merge a held delta after all, on the operator's word."""
-        if record.state is not State.HELD:
-            raise StateTransitionError(
-                f"request {record.request_id} is {record.state}; only a held one can be released"
-            )
-        self._desk.attempts[record.request_id].released = True
-        self._desk.book.note(record, "released")
-        self.try_merge(record)
-
-    def reject(self, record: ErasureRecord) -> None:
-        """Close a held request without merging it, on the operator's word."""
-        if record.state is not State.HELD:
-            raise StateTransitionError(
-                f"request {record.request_id} is {record.state}; only a held one can be rejected"
-            )
-        self._desk.close(record, State.FAILED, "rejected by the operator; its delta is dropped")
-
-    def _merged(self, record: ErasureRecord, delta: Vector, step: Vector | None = None) -> Arrays:
-        """Merge the delta into the current model: ``w <- w_c + d``, not weighted by staleness.
-
-        The fidelity ``step``, confined, comes on top. With ``merge="overwrite"``, the paper's
-        rule, the model becomes ``w_s + d`` and what the retained sites learned since the
-        snapshot is lost. What earlier erasures locked stays locked. Statistics and counters
-        stay those of the current model: they carry no delta.
-        """
-        run, settings = self._desk.run, self._desk.settings
-        layout = run.layout
-        snapshot = layout.flatten(self._desk.attempts[record.request_id].snapshot)
-        current = layout.flatten(run.arrays)
-        start = snapshot if settings.merge == "overwrite" else current
-        if step is not None:
-            start = start + confine(step, delta=delta, progress=current - snapshot)
-        with np.errstate(over="ignore"):
-            vector = self._calibrator.allowed(start + delta)
-            merged = layout.with_trained(vector, run.arrays)
-        if layout.problems(merged):
-            raise WireError("the erasure delta is so large that the merged model is not finite")
-        return merged
-
-    def _adopt(self, record: ErasureRecord, delta: Vector, merged: Arrays) -> None:
-        desk, run = self._desk, self._desk.run
-        attempt = desk.attempts[record.request_id]
-        snapshot, current = (run.layout.flatten(a) for a in (attempt.snapshot, run.arrays))
-        staleness = run.version - attempt.version
-        # Noted first: whoever hears of the new version can no longer cancel.
-        record.merge_version, record.merge_round = run.version + 1, run.round
-        run.adopt(merged, "erasure", (record.site,))
-        after = run.layout.flatten(run.arrays)
-        facts = (snapshot, current, after, delta)
-        desk.settings.merges.append(
-            MergeFacts(record.request_id, attempt.version, run.version, staleness, *facts)
-        )
-        key = f"{record.request_id}/{record.attempts}"
-        self._calibrator.hold(key, delta, after, current)
-        if attempt.basis is not None:
-            self._calibrator.hold_basis(key, attempt.basis, after)
-        text = f"version {run.version}, staleness {staleness}, norm {np.linalg.norm(delta):.3f}"
-        desk.move(record, State.MERGED, text)
-        attempt.release()
-        attempt.since = run.clock.now()
-        attempt.next_verification = run.round
-        desk.move(record, State.VERIFYING, "the site scores the model on the erased data")
-        if record.notice.scope == "samples":
-            desk.readmit(record.site)
-        run.commit()
-
-
-def gather_batch(desk: ErasureDesk, record: ErasureRecord) -> bool:
-    """Whether a request may begin now, with the small ones of its site that join it.
-
-    A small request alone would send a delta that is nearly one image's gradient. With batching
-    on it waits for others of its site, and all are unlearned as one.
-    """
-    size, limit = desk.settings.batch_size, desk.settings.batch_seconds
-    if size < 2 or record.batch or not is_small(desk, record):
-        return True
-    others = [
-        other
-        for other in desk.book.of_site(record.site)
-        if other is not record and waits_for_company(desk, other)
-    ]
-    waited = desk.run.elapsed - record.history[0].time
-    if len(others) + 1 < size and waited < limit:
-        return False
-    record.batch = tuple(other.request_id for other in others)
-    for other in others:
-        other.leader = record.request_id
-        desk.book.note(other, "joined", leader=record.request_id)
-    if others:
-        desk.book.note(record, "batch", members=list(record.batch))
-    return True
-
-
-def is_small(desk: ErasureDesk, record: ErasureRecord) -> bool:
-    """Whether a request names so few samples that it needs company, where batching is on."""
-    return record.notice.scope == "samples" and record.notice.count < desk.settings.privacy.small
-
-
-def waits_for_company(desk: ErasureDesk, record: ErasureRecord) -> bool:
-    """Whether a small request has not begun, and carries and follows no other."""
-    free = not record.leader and not record.batch and not record.attempts
-    return free and record.state is State.RECEIVED and is_small(desk, record)

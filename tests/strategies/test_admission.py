@@ -23,8 +23,16 @@ def saying(sites, **changes):
     from flwr.clientapp import ClientApp
 
     class Liar(ScriptedClient):
-        def _about(self, config):
-            return {**super()._about(config), **changes}
+        def get_properties(self, config):
+            return {**super().get_properties(config), **changes}
+
+        def fit(self, parameters, config):
+            arrays, examples, metrics = super().fit(parameters, config)
+            return arrays, examples, {**metrics, **changes}
+
+        def evaluate(self, parameters, config):
+            loss, examples, metrics = super().evaluate(parameters, config)
+            return loss, examples, {**metrics, **changes}
 
     def make(context):
         number = int(context.node_config["partition-id"])

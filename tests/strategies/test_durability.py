@@ -111,7 +111,7 @@ def test_plain_training_is_kept_and_resumed_too(tmp_path):
 
 
 class AsyncPlain(AsyncStrategy):
-    def __init__(self, *, verify_rounds, gate, **options):
+    def __init__(self, *, verify_rounds, gate, privacy, **options):
         super().__init__(**options)
 
 

@@ -1,0 +1,76 @@
+"""How a run ends: with its last replies at home, or with an error that says why."""
+
+from __future__ import annotations
+
+from logging import WARNING
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+from flwr.supercore import log
+
+from flwr_afuic.errors import AfuicError, FederationError
+from flwr_afuic.federation.journal import Span
+from flwr_afuic.strategies.dispatcher import Task
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.run import FederationRun
+
+
+def check_alive(run: FederationRun) -> None:
+    """Raise a FederationError where nobody can train, or nobody returns a usable update."""
+    waited = run.clock.now() - run.last_able
+    if waited > run.timeout:
+        connected, least = len(run.connected()), run.settings.min_available_nodes
+        why = (
+            "every connected site is refused training"
+            if run.enough_nodes()
+            else f"{connected} nodes are connected and min_available_nodes is {least}; "
+            "start the sites' SuperNodes"
+        )
+        raise FederationError(f"nobody could train for {waited:.0f} s: {why}")
+    members = run.roster.members
+    if run.dispatcher.pending or not members:
+        return
+    training = [member for member in members if run.hooks.may_train(member.site)]
+    if training and all(m.failures >= run.settings.max_failures for m in training):
+        reasons = "; ".join(f"{m.site}: {m.last_failure}" for m in training[:3])
+        raise FederationError(f"no site returns a usable update ({reasons})")
+
+
+def drain(run: FederationRun) -> None:
+    """Let the last tasks come home, and the last round's evaluation with them.
+
+    No node is left with a task in flight. In sync mode the last evaluation is waited for as
+    long as any other, otherwise for ``drain_seconds``.
+    """
+    sync = run.settings.mode == "sync"
+    end = run.clock.now() + (run.timeout if sync else run.settings.drain_seconds)
+    while run.clock.now() < end:
+        for member in run.roster.free():
+            if member.due_evaluation and run.hooks.may_train(member.site):
+                run.send_evaluation(member)
+        for task, message in run.dispatcher.replies():
+            _handle_last(run, task, message)
+        if run.dispatcher.pending:
+            run.clock.sleep(min(run.idle_seconds, max(0.0, end - run.clock.now())))
+        elif not any(
+            member.due_evaluation and run.hooks.may_train(member.site)
+            for member in run.roster.free()
+        ):
+            return
+
+
+def _handle_last(run: FederationRun, task: Task, message: Message | None) -> None:
+    """Handle a reply after the last merge: evaluations count, training no longer does."""
+    if task.kind == "evaluate":
+        run.handle(task, message)
+        return
+    run.journal.spans.append(
+        Span(task.member.site, task.kind, task.sent - run.started, run.elapsed)
+    )
+    run.intake.release(task)
+    if message is not None and not message.has_error() and task.kind == "train":
+        try:
+            run.learn(task.member, run.dialect.read_train(message.content).info)
+        except AfuicError as error:
+            log(WARNING, "unusable last reply of %s: %s", task.member.site, error)
