@@ -483,6 +483,17 @@ def test_the_page_says_what_was_done_and_what_is_not_proved():
         assert words in page.text, words
 
 
+def test_what_files_were_kept_for_is_said_in_words():
+    own, other = values()["request"]["request_id"], "0b6e7a3c-0000-4000-8000-000000000009"
+    what = f"snapshot/{own}/2, version/15, delta/{own}/2, snapshot/{other}/1 (no longer needed)"
+    entry = {**values()["purged"][0], "what": what}
+    text = Page(render_certificate(document(purged=[entry]))).text
+    assert (
+        "model that this request began with, model version 15, change sent for this request, "
+        f"model that request {other} began with (no longer needed)weights/bbbbbbbbbbbb…1.7 MB"
+    ) in text
+
+
 def test_an_unverified_erasure_is_not_sold_as_verified():
     steps = values()["history"]
     history = [*steps[:-1], {**steps[-1], "state": "completed-unverified"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -27,6 +28,14 @@ _SCORED = {
 }
 
 
+_HASH = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}(\.safetensors)?")
+_KEPT_FOR = (
+    (re.compile(r"\bversion/(\d+)"), r"model version \1"),
+    (re.compile(r"\bsnapshot/([0-9a-f-]{36})/(\d+)"), r"model that request \1 began with"),
+    (re.compile(r"\bdelta/([0-9a-f-]{36})(/\d+)?"), r"change sent for request \1"),
+)
+
+
 def render_certificate(document: Mapping[str, Any]) -> str:
     """Return a certificate as a self-contained HTML page; the page itself is not signed.
 
@@ -46,6 +55,7 @@ def render_certificate(document: Mapping[str, Any]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(moment=moment, printable=printable, size=size, score=score)
+    environment.filters.update(short=short)
     template = environment.from_string(source.read_text(encoding="utf-8"))
     return template.render(c=document, **_context(document))
 
@@ -91,10 +101,28 @@ def _context(document: Mapping[str, Any]) -> dict[str, Any]:
         "scored": [(words, evidence.get(key)) for key, words in _SCORED.items()],
         "course": [{**step, "words": _STATES.get(step["state"], step["state"])}
                    for step in document["history"]],
+        "purged": _purged(document),
         "total": sum(entry["bytes"] for entry in document["purged"]),
         "tables": _tables(document),
         "stem": f"{document['request']['id']}-{document['issue']}",
     }  # fmt: skip
+
+
+def short(name: str) -> str:
+    """Shorten SHA-256 digests in a file's name; the whole name is in the JSON document."""
+    return _HASH.sub(r"\1…", name)
+
+
+def _purged(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what was deleted, what each file was kept for in words."""
+    own = f"request {document['request']['id']}"
+    rows = []
+    for entry in document["purged"]:
+        words = entry["what"]
+        for kept_for, text in _KEPT_FOR:
+            words = kept_for.sub(text, words)
+        rows.append({**entry, "what": words.replace(own, "this request")})
+    return rows
 
 
 def _headline(document: Mapping[str, Any]) -> str:
