@@ -159,9 +159,9 @@ def test_after_a_purge_the_bytes_are_nowhere_in_the_directory(store):
         change.drop("update", "a")
         change.set("engine", {})
     store.sweep("erasure", "r1")
-    assert store.checkpoint()
     assert found(store, secret.tobytes()[:40]) == []
     assert found(store, text.encode()) == []
+    assert store.checkpoint()
     assert not store.vault.path(digest).exists()
 
 
