@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_afuic.erasure.keys import KeyRing
+from flwr_afuic.erasure.keys import KeyRing, read_public_keys
 from flwr_afuic.erasure.ledger import (
     Head,
     canonical,
@@ -26,7 +26,8 @@ from flwr_afuic.erasure.ledger import (
     verify_ledger,
 )
 from flwr_afuic.errors import LedgerError, SignatureError, WireError
-from flwr_afuic.state.reading import verify_state
+from flwr_afuic.state.checking import ledger_problems
+from flwr_afuic.state.database import readable
 from flwr_afuic.state.store import StateStore
 
 NAME = "federation-1"
@@ -299,17 +300,11 @@ def stored(connection):
     return connection.execute("SELECT * FROM ledger ORDER BY seq").fetchall()
 
 
-def write(path, rows):
+def write(connection, rows):
     """Replace the table's content, as somebody can who may write the file; return it."""
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute("DROP TRIGGER IF EXISTS ledger_keeps_its_rows")
-        connection.execute("DROP TRIGGER IF EXISTS ledger_loses_no_row")
-        connection.execute("DELETE FROM ledger")
-        connection.executemany("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", rows)
-    found = stored(connection)
-    connection.close()
-    return found
+    connection.execute("DELETE FROM ledger")
+    connection.executemany("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", rows)
+    return stored(connection)
 
 
 def other_text(rng, text):
@@ -438,17 +433,18 @@ KINDS = (
 )
 
 
-def test_the_ledger_detects_every_one_of_1000_random_edits(original, tmp_path):
+def test_the_ledger_detects_every_one_of_1000_random_edits(original):
     rng = random.Random(20)
-    path = tmp_path / "state.sqlite"
-    (tmp_path / "keys").symlink_to(original / "keys")
-    path.write_bytes((original / "state.sqlite").read_bytes())
-    connection = sqlite3.connect(path)
+    keys = read_public_keys(original / "keys")
+    connection = sqlite3.connect(":memory:")
+    connection.text_factory = readable
+    source = sqlite3.connect(original / "state.sqlite")
+    source.backup(connection)
+    source.close()
     truth = stored(connection)
-    connection.execute("PRAGMA journal_mode=DELETE")
-    connection.execute("PRAGMA synchronous=OFF")
-    connection.close()
-    assert verify_state(tmp_path) == []
+    connection.execute("DROP TRIGGER ledger_keeps_its_rows")
+    connection.execute("DROP TRIGGER ledger_loses_no_row")
+    assert ledger_problems(connection, keys, ()) == []
     undetected, used = [], set()
     for number in range(EDITS):
         edit = rng.choice(KINDS)
@@ -456,9 +452,12 @@ def test_the_ledger_detects_every_one_of_1000_random_edits(original, tmp_path):
         while found == truth:  # a digit may be replaced by itself
             rows = list(truth)
             edit(rng, rows)
-            found = write(path, rows)
-        if not verify_state(tmp_path):
+            found = write(connection, rows)
+        if not ledger_problems(connection, keys, ()):
             undetected.append((number, edit.__name__))
         used.add(edit)
     assert undetected == []
     assert used == set(KINDS)
+    write(connection, truth)
+    assert ledger_problems(connection, keys, ()) == []
+    connection.close()
