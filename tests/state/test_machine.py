@@ -153,7 +153,7 @@ class Directory(RuleBasedStateMachine):
         assert store.verify(self.heads) == []
 
 
-Directory.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+Directory.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 TestDirectory = Directory.TestCase
 
 
