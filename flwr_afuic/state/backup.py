@@ -18,7 +18,8 @@ def backup(directory: str | Path, target: str | Path, *, keys: bool = True) -> P
 
     The copy is the state after one transaction: its database, the weights that database
     keeps, its certificates and its keys. What was purged before is not in it; what is
-    purged later stays in it, so backups must be deleted as the certificates promise.
+    purged later stays in it: the certificates name backups among what is out of reach. A
+    backup that is killed leaves a folder ``.partial-...`` beside the target; delete it.
 
     Parameters
     ----------
