@@ -1,0 +1,29 @@
+BEGIN TRANSACTION;
+CREATE TABLE erased (
+    request_id TEXT NOT NULL REFERENCES request(id),
+    sample_id TEXT NOT NULL,
+    PRIMARY KEY (request_id, sample_id)
+);
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000001','p1');
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000001','pätient; 5');
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000002','p2');
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000003','p2');
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000003','p3');
+INSERT INTO "erased" VALUES('0b6e7a3c-0000-4000-8000-000000000004','p4');
+CREATE TABLE request (
+    id TEXT PRIMARY KEY,
+    scope TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    commitment TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    note TEXT NOT NULL,
+    filed_at REAL NOT NULL,
+    status TEXT NOT NULL
+);
+INSERT INTO "request" VALUES('0b6e7a3c-0000-4000-8000-000000000001','samples',2,'c124e06d9fc6f617faf077608888f11f11988fdbdf5366ab4acbc4b1a327a964','consent-withdrawn','Mrs Smith; rang',1000.0,'filed');
+INSERT INTO "request" VALUES('0b6e7a3c-0000-4000-8000-000000000002','samples',1,'851669738c0ba2eaa358f32cec0243b928c08d090674b8772efc8f1f0b1a2639','consent-withdrawn','',1001.0,'cancelled');
+INSERT INTO "request" VALUES('0b6e7a3c-0000-4000-8000-000000000003','samples',2,'b895ed7dc52449eefa51dbfc2bbbd3cf38cd66f85dd47641d970c13d3efc3c85','data-error','',1002.0,'closed');
+INSERT INTO "request" VALUES('0b6e7a3c-0000-4000-8000-000000000004','client',1,'8d74f8414ed93d84a3cefdc5a363a234639301bfc2dc41fbfcca9457f599dd4a','other','filed by the operator of the federation',1003.0,'known');
+CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+INSERT INTO "secret" VALUES('commitment',X'D4A9157879A64A9FE15F1194F7404FC2C5F502E4BB1170DB1164933112648CBF');
+COMMIT;
