@@ -93,16 +93,17 @@ def issue_with(store: StateStore, request_id: str, metrics: dict[str, Any]) -> t
             f"request {request_id} has no certificate that could be issued anew; a completed "
             "request gets one"
         )
+    issue = store.next_issue(request_id)
     document = reissue(
         json.loads(found[0]),
-        issue=store.next_issue(request_id),
+        issue=issue,
         ledger=(head.seq, head.hash),
         signed_by=store.keys.key_id,
         metrics=metrics,
     )
     data = to_bytes(document)
     signature = store.keys.sign(data)
-    store.add_certificate(request_id, data, signature, render_certificate(document))
+    store.add_certificate(request_id, data, signature, render_certificate(document), issue=issue)
     return data, signature
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flwr_afuic.erasure.keys import Rotation
 from flwr_afuic.erasure.ledger import Head
+from flwr_afuic.errors import StateError
 from flwr_afuic.state import certificates, commands, queries, sweeping
 from flwr_afuic.state.base import OpenState
 from flwr_afuic.state.checking import file_problems, ledger_problems
@@ -174,7 +175,15 @@ class StateStore(OpenState):
             newest = queries.newest_certificate(connection, request_id)
         return 1 if newest is None else newest.issue + 1
 
-    def add_certificate(self, request_id: str, document: bytes, signature: str, html: str) -> Path:
+    def add_certificate(
+        self,
+        request_id: str,
+        document: bytes,
+        signature: str,
+        html: str,
+        *,
+        issue: int | None = None,
+    ) -> Path:
         """Store a certificate and note it in the ledger.
 
         Parameters
@@ -187,18 +196,29 @@ class StateStore(OpenState):
             Hexadecimal.
         html : str
             The same for people.
+        issue : int, optional
+            The number the document bears. Another process may have issued one meanwhile.
 
         Returns
         -------
         Path
             The document's file; the signature's ends in ``.json.sig``, the page's in
             ``.html``.
+
+        Raises
+        ------
+        StateError
+            If ``issue`` is not the next one any more; nothing is stored then.
         """
         folder = self.directory / "certificates"
         with self.transaction() as change:
-            issue = self.next_issue(request_id)
-            path = certificates.write(folder, request_id, issue, document, signature, html)
-            change.certify(request_id, issue, path.name, certificates.digest(document))
+            number = self.next_issue(request_id)
+            if issue not in (None, number):
+                raise StateError(
+                    f"issue {issue} of {request_id} was made by another process; make it anew"
+                )
+            path = certificates.write(folder, request_id, number, document, signature, html)
+            change.certify(request_id, number, path.name, certificates.digest(document))
         return path
 
     def certificate(self, request_id: str) -> tuple[bytes, str, Path] | None:

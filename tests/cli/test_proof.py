@@ -8,6 +8,8 @@ import sqlite3
 
 import pytest
 
+from flwr_afuic.cli.certificates import issue_with
+from flwr_afuic.errors import StateError
 from flwr_afuic.state.store import StateStore
 from tests.cli.conftest import one_line
 from tests.cli.service import certify, deliver, make_inbox, make_state, record, uuid
@@ -118,6 +120,26 @@ def test_what_is_no_figures_is_not_attached(cli, state, tmp_path, content, words
     assert not (tmp_path / f"{uuid(1)}-2.json").exists()
     with StateStore(state) as store:
         assert store.next_issue(uuid(1)) == 2
+
+
+def test_a_certificate_issued_by_a_server_meanwhile_is_not_passed_over(state, monkeypatch):
+    metrics = {"figures": {"a": 1.0}, "made_with": {}}
+    with StateStore(state) as store:
+        asked = store.next_issue
+        issued = []
+
+        def next_issue(request_id):
+            number = asked(request_id)
+            if not issued:
+                issued.append(certify(state, 1))  # between the look and the signature
+            return number
+
+        monkeypatch.setattr(store, "next_issue", next_issue)
+        with pytest.raises(StateError, match=r"issue 2 .* by another process"):
+            issue_with(store, uuid(1), metrics)
+        assert store.certificate(uuid(1))[2] == issued[0]
+        issue_with(store, uuid(1), metrics)
+        assert store.certificate(uuid(1))[2].name == f"{uuid(1)}-3.json"
 
 
 def test_a_request_without_certificate_and_a_place_that_is_taken(cli, state, tmp_path):

@@ -51,7 +51,7 @@ FIELDS: Mapping[str, Shape] = {
         "filed_by": one_of("site", "operator"),
         "scope": one_of("client", "samples"),
         "count": Maybe(whole(1)),
-        "commitment": pattern("at most 128 lowercase hexadecimal digits", "[0-9a-f]{0,128}"),
+        "commitment": pattern("a text of at most 128 characters", "(?s).{0,128}"),
         "reason": WORDS,
         "filed_at": Maybe(TIME),
         "received_at": TIME,
