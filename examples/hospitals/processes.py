@@ -1,0 +1,153 @@
+"""Processes of a federation on one machine: started in the background, and all of them reaped.
+
+Flower's services start helpers of their own (``flower-superexec``, ``flwr-serverapp``,
+``flwr-clientapp``), some in sessions of their own, and one in the middle of a task can outlive
+its parent. So each service carries a mark in its environment, which its helpers inherit, and what
+carries the mark is found under ``/proc`` (Linux) and ended by its process id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+MARK = "HOSPITALS_FEDERATION"
+_GRACE_SECONDS = 10.0
+
+
+class Services:
+    """The services of one federation folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``processes.json`` (name and process id) and ``logs/``.
+    mark : str
+        What marks this federation's processes; unique to the folder.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self._record = folder / "processes.json"
+        self._logs = folder / "logs"
+        self.mark = mark
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def log(self, name: str) -> Path:
+        """Return the file a service writes to."""
+        return self._logs / f"{name}.log"
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Start a service in the background and remember it; returns its process id."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            process = subprocess.Popen(
+                list(command),
+                env={**environment, MARK: self.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this script, which ends them in order
+            )
+        self._children.append(process)
+        self._remember({**self.pids(), name: process.pid})
+        return process.pid
+
+    def pids(self) -> dict[str, int]:
+        """Return the services still running, by name."""
+        if not self._record.exists():
+            return {}
+        family = set(self.family())
+        known: dict[str, int] = json.loads(self._record.read_text(encoding="utf-8"))
+        return {name: pid for name, pid in known.items() if pid in family}
+
+    def family(self) -> list[int]:
+        """Return the ids of all running processes that carry the mark, helpers included."""
+        self._children = [child for child in self._children if child.poll() is None]
+        entry = f"{MARK}={self.mark}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+                continue
+            try:
+                if entry in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue  # it ended meanwhile, or is another user's
+        return sorted(found)
+
+    def stop(self, *names: str) -> None:
+        """Stop the services of these names; without names, every process of the federation.
+
+        The first one started goes last: it is the one that the others take leave of.
+        """
+        known = self.pids()
+        chosen = [known[name] for name in known if not names or name in names]
+        self._end(chosen[1:] if not names else chosen)
+        if names:
+            return
+        self._end(chosen[:1])
+        # Helpers end by themselves once their parent is gone; whoever does not is ended here.
+        wait_until(lambda: not self.family(), _GRACE_SECONDS)
+        self._kill(self.family())
+        self._record.unlink(missing_ok=True)
+
+    def _end(self, pids: Sequence[int]) -> None:
+        for pid in pids:
+            _signal(pid, signal.SIGTERM)
+        wait_until(lambda: not set(pids) & set(self.family()), _GRACE_SECONDS)
+        self._kill([pid for pid in self.family() if pid in pids])
+
+    def _kill(self, pids: Sequence[int]) -> None:
+        for pid in pids:
+            _signal(pid, signal.SIGKILL)
+        wait_until(lambda: not set(pids) & set(self.family()), _GRACE_SECONDS)
+
+    def _remember(self, pids: Mapping[str, int]) -> None:
+        self._record.write_text(json.dumps(pids, indent=2) + "\n", encoding="utf-8")
+
+
+def program(name: str) -> str:
+    """Return the path of a program installed beside this Python."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: install flwr-afuic in this environment")
+    return str(path)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def listening(host: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], object], seconds: float, pause: float = 0.1) -> bool:
+    """Call ``condition`` until it is true or the time is up; returns the last answer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
