@@ -83,7 +83,7 @@ class ErasureRecord:
     be cancelled, even when it is sent back for another attempt. ``filed_by`` is ``site`` or
     ``operator``; ``batch`` names the other requests that are unlearned together with this one,
     and ``leader`` the request that carries a follower of such a batch. ``released`` says that
-    the operator lets a held delta be merged.
+    the operator lets a held delta be merged, ``waiting`` that a small request waits for others.
     """
 
     notice: ErasureNotice
@@ -104,6 +104,7 @@ class ErasureRecord:
     leader: str = ""
     certified: int = 0
     released: bool = False
+    waiting: bool = False
 
     @property
     def request_id(self) -> str:
@@ -147,6 +148,7 @@ class ErasureRecord:
             "leader": self.leader,
             "certified": self.certified,
             "released": self.released,
+            "waiting": self.waiting,
         }
 
     @classmethod
@@ -175,6 +177,7 @@ class ErasureRecord:
                 leader=str(row["leader"]),
                 certified=int(row["certified"]),
                 released=bool(row["released"]),
+                waiting=bool(row["waiting"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"a stored erasure request is damaged: {error!r}") from error

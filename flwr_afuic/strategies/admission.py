@@ -198,11 +198,15 @@ class Admission:
             )
         self._desk.cancel(record, "cancelled by the operator")
 
-    def hear(self, member: Member, info: dict[str, Any]) -> list[ErasureRecord]:
-        """Take in what a reply says of requests; return the records that are new."""
+    def hear_cancellations(self, member: Member, info: dict[str, Any]) -> None:
+        """Take in what the site's steward takes back, before anything else of the reply."""
         if wire.CANCEL in info:
             for request_id in wire.decode_ids(info[wire.CANCEL], wire.CANCEL):
                 self.withdraw(request_id, member.site)
+
+    def hear(self, member: Member, info: dict[str, Any]) -> list[ErasureRecord]:
+        """Take in what a reply says of requests; return the records that are new."""
+        self.hear_cancellations(member, info)
         if wire.PENDING not in info:
             return []
         notices = wire.decode_notices(info[wire.PENDING])

@@ -24,7 +24,9 @@ def gather_batch(desk: ErasureDesk, record: ErasureRecord) -> bool:
     if len(others) + 1 < size and waited < limit:
         return False
     record.batch = tuple(other.request_id for other in others)
+    record.waiting = False
     for other in others:
+        other.waiting = False
         other.leader = record.request_id
         desk.book.note(other, "joined", leader=record.request_id)
     if others:

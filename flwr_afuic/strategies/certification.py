@@ -152,7 +152,7 @@ class Certification:
                 "at": row.wall,
             }
             for row in durability.store.purges()
-            if row.wall >= since
+            if row.done and row.wall >= since
         ]
 
     def _kept(self, record: ErasureRecord, durability: Durability) -> list[tuple[str, str]]:

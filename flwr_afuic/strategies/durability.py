@@ -22,7 +22,7 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from flwr_afuic.erasure.record import ErasureRecord
-from flwr_afuic.errors import LayoutError, StateError
+from flwr_afuic.errors import LayoutError, LedgerError, StateError
 from flwr_afuic.federation.journal import Event, UpdateEntry, VersionEntry
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.state.rows import MetricRow, RequestRow
@@ -114,6 +114,12 @@ class Durability:
         if not self.resumes:
             self._begin(run)
             return
+        problems = self.store.verify()
+        if problems:
+            raise LedgerError(
+                f"the ledger of {self.store.directory} was changed ({'; '.join(problems[:3])}); "
+                "look into it with flwr-afuic ledger verify, and go on from a backup"
+            )
         engine = self.store.get(_ENGINE, {})
         _check_layout(run.layout, self.store.get(_LAYOUT, []))
         run.arrays = self.model(int(engine["version"]), run.layout)

@@ -227,8 +227,9 @@ def blocks(record: ErasureRecord) -> bool:
     """Whether a request keeps its site from training.
 
     With scope ``client`` for good, unless it is cancelled or refused; with scope ``samples``
-    until the site has unlearned, since it then trains again on its kept data.
+    until the site has unlearned, since it then trains again on its kept data. While a small
+    request waits for others the site trains, too, without the samples it names.
     """
     if record.notice.scope == "client":
         return record.state not in (State.CANCELLED, State.REFUSED)
-    return record.state in (State.RECEIVED, State.DISPATCHED)
+    return record.state in (State.RECEIVED, State.DISPATCHED) and not record.waiting

@@ -184,6 +184,7 @@ class ErasureHooks(RunHooks):
             text += f"; {withdrawn} unmerged update(s) of the site discarded"
         self.run.note("request", record.site, text)
         if self.tasks.begin(record) is None and self.tasks.waits_for_company(record):
+            record.waiting = True
             self.run.note("waits", record.site, "for other small requests of the site")
             self.desk.readmit(record.site)
 
@@ -238,6 +239,7 @@ class ErasureHooks(RunHooks):
             record, dialect = self.book.get(task.request_id), self.run.dialect
             if task.kind == "unlearn":
                 delta = dialect.read_train(message.content)
+                self.admission.hear_cancellations(task.member, delta.info)
                 self.tasks.accept(record, task, delta)
                 info = delta.info
             else:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from flwr_afuic.erasure.certificate import verify_certificate
 from flwr_afuic.erasure.ledger import chain
-from flwr_afuic.errors import StateError, StateLockedError
+from flwr_afuic.errors import LedgerError, StateError, StateLockedError
 from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies import AFUIC, AsyncStrategy
 from flwr_afuic.strategies.codec import to_record
@@ -121,6 +123,16 @@ def test_another_model_is_refused(tmp_path):
     with pytest.raises(StateError, match="Name another state_dir"):
         federate(three(), rounds=3, state_dir=tmp_path, initial=other)
     federate(three(), rounds=3, state_dir=tmp_path)  # and the refusal has let go of the lock
+
+
+def test_a_changed_ledger_is_not_gone_on_from(tmp_path):
+    federate(three(), rounds=2, state_dir=tmp_path)
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as connection, connection:
+        connection.execute(
+            "UPDATE ledger SET body = replace(body, 'merge', 'merged') WHERE seq = 2"
+        )
+    with pytest.raises(LedgerError, match="go on from a backup"):
+        federate(three(), rounds=4, state_dir=tmp_path)
 
 
 def test_two_servers_on_one_directory_are_refused(tmp_path):
