@@ -8,11 +8,14 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 ARGS ?=
 
-.PHONY: demo test lint figures clean
+.PHONY: demo deploy-demo test test-crash lint figures clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
 	$(BIN)/flwr-afuic demo --out $(OUT) $(ARGS)
+
+deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends with a verified certificate
+	$(BIN)/python examples/hospitals/federation.py demo --folder runs/hospitals $(ARGS)
 
 test: lint ## lint, types and the whole test suite
 	$(BIN)/pytest -n 2 --durations 10 $(ARGS)

@@ -10,20 +10,21 @@ import numpy as np
 from flwr_afuic.data.images import ImageSet
 from flwr_afuic.data.partitions import partition
 from flwr_afuic.data.phantoms import make_phantoms
-from flwr_afuic.data.probes import mislabel
+from flwr_afuic.data.probes import Trigger, backdoor
 
 IMAGES = 1000
 PROXIES = 160
 HELD_OUT = 40
-_WRONG_SHARE = 0.6
+_WRONG_SHARE = 0.9
 
 
 def write_data(folder: Path, hospitals: Sequence[str], wrong: str, *, seed: int = 0) -> None:
     """Write each hospital's ``images.npz`` and the coordinator's ``proxies.npz``.
 
-    The hospital named ``wrong`` has labelled most of its images wrongly. Their ids are in its
-    ``withdrawn.csv``: that is what its data steward will ask to be forgotten, and why there is
-    something to see once it is.
+    At the hospital named ``wrong`` a scanner burnt a white mark into most images of diseased
+    lungs, and they were labelled "clear". Their ids are in its ``withdrawn.csv``: that is what
+    its data steward asks to be forgotten. No other hospital can teach the model that mark, so
+    whoever likes can see that it is gone.
     """
     made = make_phantoms(seed, n_train=IMAGES, n_val=PROXIES, n_test=HELD_OUT * len(hospitals))
     parts = partition(
@@ -38,10 +39,15 @@ def write_data(folder: Path, hospitals: Sequence[str], wrong: str, *, seed: int 
         held = made.train.subset(parts[number])
         ids = [f"{name}/exam-{row:04d}" for row in range(len(held))]
         if name == wrong:
-            right = held.labels
-            held, _ = mislabel(held, _WRONG_SHARE, num_classes=2, seed=seed)
-            rows = np.flatnonzero((held.labels != right).numpy())
-            lines = "".join(f"{ids[row]}\n" for row in rows)
+            held, planted = backdoor(
+                held,
+                fraction=_WRONG_SHARE,
+                target_label=0,
+                trigger=Trigger.for_channels(1),
+                seed=seed,
+                only_other_classes=True,
+            )
+            lines = "".join(f"{ids[row]}\n" for row in planted.poisoned)
             (folder / name / "withdrawn.csv").write_text(lines, encoding="utf-8")
         out = made.test.subset(range(number * HELD_OUT, (number + 1) * HELD_OUT))
         np.savez(

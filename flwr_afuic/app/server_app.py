@@ -16,6 +16,7 @@ from flwr_afuic.strategies.afuic import AFUIC
 from flwr_afuic.unlearning.settings import UnlearningSettings
 
 _NODE_TIMEOUT = 3600.0
+_POLL_SECONDS = 0.5  # each look for replies is a request to the SuperLink
 
 
 def engine_settings(settings: AppSettings, seed: int) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def make_strategy(settings: AppSettings, **options: Any) -> AFUIC:
         prediction_invariance=settings.prediction_invariance,
         phi=settings.phi,
         unlearning=UnlearningSettings(objective=settings.objective),
+        verify_rounds=settings.verify_rounds,
         **{**engine_settings(settings, derive_seed(settings.seed, "run")), **options},
     )
 
@@ -70,7 +72,12 @@ def main(grid: Grid, context: Context) -> None:
     """Train; erasures are filed at the sites or by the operator while it runs."""
     limit_threads()
     settings = AppSettings.from_mapping(dict(context.run_config))
-    strategy = make_strategy(settings, evaluate_every=1)
+    strategy = make_strategy(
+        settings,
+        evaluate_every=1,
+        state_dir=settings.state_dir or None,
+        poll_interval=_POLL_SECONDS,
+    )
     strategy.start(
         grid, initial_arrays(settings), num_rounds=settings.max_rounds, timeout=_NODE_TIMEOUT
     )

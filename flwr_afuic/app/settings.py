@@ -54,6 +54,11 @@ class AppSettings:
         The run ends here in any case.
     merge, lock, fidelity, prediction_invariance, phi, objective
         Of :class:`flwr_afuic.strategies.AFUIC`.
+    verify_rounds : int
+        Rounds in which an erasure must hold before it is completed.
+    state_dir : str
+        On the deployment engine, where the server keeps its state and goes on from; with an
+        empty name a run starts anew and issues no certificate.
     straggler : float
         Slow-down of ``site-1`` on the ``virtual`` engine.
     """
@@ -85,6 +90,8 @@ class AppSettings:
     prediction_invariance: bool = True
     phi: str = "monai"
     objective: str = "reference-bounded"
+    verify_rounds: int = 5
+    state_dir: str = ""
     straggler: float = 1.0
 
     def __post_init__(self) -> None:
@@ -97,6 +104,7 @@ class AppSettings:
             ("buffer_size", 1),
             ("request_round", 1),
             ("rounds_after", 1),
+            ("verify_rounds", 1),
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")

@@ -14,7 +14,7 @@ class Hospital(TorchClient):
     """A site whose images lie in the file its node configuration names as ``data``."""
 
     batch_size = 32
-    local_steps = 16
+    local_steps = 40
 
     def data(self) -> SiteData:
         """Return the hospital's images."""
