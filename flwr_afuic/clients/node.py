@@ -54,8 +54,9 @@ def site_privacy(context: Context) -> DeltaPrivacy:
     """Read how strongly the site protects its deltas, whatever the server asks for.
 
     ``node_config`` entries, none of which is needed: ``erasure-clip`` (greatest norm of a
-    delta), ``erasure-noise`` (norm of the noise as a multiple of the clip), ``erasure-small``
-    (requests of fewer samples are protected in any case; 0 leaves that to the server).
+    delta), ``erasure-noise`` (norm of the noise as a multiple of that clip, which it needs),
+    ``erasure-small`` (requests of fewer samples are protected in any case; 0 leaves that to
+    the server).
 
     Raises
     ------

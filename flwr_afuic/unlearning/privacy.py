@@ -44,9 +44,8 @@ class DeltaPrivacy:
     clip : float or None
         Greatest Euclidean norm of a delta over trained arrays; None for no bound.
     noise : float, default 0
-        Expected norm of the Gaussian noise as a multiple of the clip: each of the ``p``
-        entries gets a standard deviation of ``noise * clip / sqrt(p)``. Where there is noise
-        and no clip, ``small_clip`` gives one.
+        Expected norm of the Gaussian noise as a multiple of the clip, which it needs: each of
+        the ``p`` entries gets a standard deviation of ``noise * clip / sqrt(p)``.
     small : int, default 8
         Requests (or batches) of fewer samples than this are protected in any case; 0 for none.
     small_clip : float, default 0.02
@@ -58,7 +57,7 @@ class DeltaPrivacy:
     Raises
     ------
     ConfigError
-        If a value is out of its range.
+        If a value is out of its range, or there is noise without a clip.
 
     Notes
     -----
@@ -79,6 +78,10 @@ class DeltaPrivacy:
         if self.clip is not None:
             check_range("clip", self.clip, above=True)
         check_range("noise", self.noise)
+        if self.noise > 0 and self.clip is None:
+            raise ConfigError(
+                f"noise is {self.noise}, a multiple of the clip, but there is none; set clip too"
+            )
         if isinstance(self.small, bool) or not isinstance(self.small, int) or self.small < 0:
             raise ConfigError(f"small must be a number of samples >= 0, got {self.small!r}")
         check_range("small_clip", self.small_clip, above=True)
@@ -95,14 +98,12 @@ class DeltaPrivacy:
             Norm of the snapshot's trained arrays.
         """
         small = count < self.small
-        if not small and self.clip is None and self.noise == 0:
-            return None
-        clip = math.inf if self.clip is None else self.clip
-        if small or self.clip is None:
+        if small:
             # A model of zeros has no scale; its delta must still be bounded by something.
-            clip = min(clip, self.small_clip * (scale or 1.0))
-        noise = max(self.noise, self.small_noise) if small else self.noise
-        return Rule(clip, noise, small)
+            clip = self.small_clip * (scale or 1.0)
+            clip = clip if self.clip is None else min(clip, self.clip)
+            return Rule(clip, max(self.noise, self.small_noise), True)
+        return None if self.clip is None else Rule(self.clip, self.noise, False)
 
     def stricter(self, other: DeltaPrivacy) -> DeltaPrivacy:
         """Combine with another side's wishes; of each two values the stricter one holds."""

@@ -31,17 +31,18 @@ class RelearningSettings:
     steps : int, default 4
         Gradient steps between two snapshots.
     lr, momentum : float
-        Of SGD.
-    clip : float, default 5.0
+        Of SGD; small, since erased data can be learned again within a few ordinary steps,
+        after which nothing moves any more.
+    clip : float, default 1.0
         Greatest gradient norm.
     batch_size : int, default 32
         Erased images per step.
     """
 
     steps: int = 4
-    lr: float = 0.05
-    momentum: float = 0.9
-    clip: float = 5.0
+    lr: float = 0.02
+    momentum: float = 0.5
+    clip: float = 1.0
     batch_size: int = 32
 
     def __post_init__(self) -> None:
