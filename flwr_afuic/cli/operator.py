@@ -86,8 +86,8 @@ def show_status(state: Path, request_id: str, *, as_json: bool) -> None:
         ("versions", _versions(entry)),
         ("certificate", f"issue {entry.certificate}" if entry.certificate else "none yet"),
     ]
-    if entry.asked:
-        rows.append(("asked", ", ".join(entry.asked)))
+    rows += [("asked", f"{kind}: no server has taken it up yet") for kind in entry.asked]
+    rows += [("answered", answer) for answer in entry.answers]
     typer.echo(pairs(rows))
     if entry.history:
         steps = [

@@ -31,6 +31,8 @@ class Standing:
         Newest issue of its certificate; 0 while there is none.
     asked : tuple of str
         Commands of the operator that wait for a server.
+    answers : tuple of str
+        Commands that a server has dealt with, each with what came of it.
     history : tuple of dict
         Its steps: state, time, round, version, text, at.
     """
@@ -51,6 +53,7 @@ class Standing:
     verified_rounds: int = 0
     certificate: int = 0
     asked: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -97,17 +100,14 @@ def _of_request(row: RequestRow, view: StateView) -> Standing:
         merge_version=body.get("merge_version"),
         verified_rounds=int(body.get("verified_rounds") or 0),
         certificate=max((c.issue for c in view.certificates if c.request_id == row.id), default=0),
-        asked=tuple(c.kind for c in _open_commands(view, row.id)),
+        asked=tuple(c.kind for c in _commands(view, row.id) if c.outcome is None),
+        answers=tuple(f"{c.kind}: {c.outcome}" for c in _commands(view, row.id) if c.outcome),
         history=history,
     )
 
 
-def _open_commands(view: StateView, request_id: str) -> list[Command]:
-    return [
-        c
-        for c in view.commands
-        if c.request_id == request_id and c.kind != "erase" and c.outcome is None
-    ]
+def _commands(view: StateView, request_id: str) -> list[Command]:
+    return [c for c in view.commands if c.request_id == request_id and c.kind != "erase"]
 
 
 def _of_command(command: Command) -> Standing:

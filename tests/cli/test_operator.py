@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
 from flwr_afuic.state.store import StateStore
 from tests.cli.conftest import one_line
-from tests.cli.service import certify, make_state, record, uuid
+from tests.cli.service import certify, make_state, put, record, uuid
 
 
 @pytest.fixture
@@ -70,6 +71,16 @@ def test_a_request_for_a_site_waits_for_a_server(cli, state):
     assert "refused: no site 'x'" in cli("status", made, "--state", "state").out
 
 
+def test_a_request_that_a_server_took_up_is_listed_once(cli, state):
+    made = cli("request", "--state", "state", "--client", "hospital-a").out.strip()
+    with StateStore(state) as store:
+        taken = record(5, by="operator")
+        taken.notice = replace(taken.notice, request_id=made)
+        put(store, taken)
+    listed = cli("requests", "--state", "state", "--json").json()
+    assert [entry["state"] for entry in listed if entry["id"] == made] == ["received"]
+
+
 def test_a_name_nobody_has_is_noted(cli, state):
     ran = cli("request", "--state", "state", "--client", "hospital-z", "--json")
     assert "no site 'hospital-z' is on record; there are: hospital-a, hospital-b" in ran.err
@@ -104,6 +115,11 @@ def test_a_held_merge_is_released_or_rejected_and_nothing_else_is(cli, state):
     assert "asked before" in again.err
     assert cli("reject", uuid(2), "--state", "state").status == 0
     assert len(commands(state)) == 2
+    with StateStore(state) as store, store.transaction() as tx:
+        tx.finish_command(store.pending_commands()[0].id, "refused: it is merged already")
+    shown = cli("status", uuid(2), "--state", "state").out
+    assert "release: refused: it is merged already" in shown
+    assert "reject: no server has taken it up yet" in shown
     one_line(cli("release", uuid(1), "--state", "state"), "is completed", "can be released")
     one_line(cli("reject", uuid(3), "--state", "state"), "is received", "can be rejected")
     one_line(cli("release", uuid(9), "--state", "state"), "no erasure request")

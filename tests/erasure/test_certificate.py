@@ -360,6 +360,13 @@ def test_a_contradiction_is_found_though_well_signed(change, words):
         assert not any("signature" in problem for problem in found)
 
 
+def test_an_erasure_that_was_verified_is_not_called_unverified():
+    steps = values()["history"]
+    history = [*steps[:-1], {**steps[-1], "state": "completed-unverified"}]
+    with pytest.raises(ErasureError, match="but all 5 rounds were verified"):
+        document(history=history)
+
+
 def test_problems_are_listed_together_and_not_without_end():
     found = problems_when(lambda c: [c["request"].pop("site"), c["model"].pop("merge")])
     assert found == ["request.site is missing", "model.merge is missing"]
