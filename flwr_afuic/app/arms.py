@@ -63,6 +63,10 @@ class Arm:
     rounds: int
 
 
+STATE_FOLDER = "server"
+"""Where the erasing arm keeps its state, beside the sites' inboxes."""
+
+
 @dataclass
 class ArmsResult:
     """What the arms left behind."""
@@ -139,7 +143,12 @@ def _run_afuic(
         settled = not any(record.open for record in strategy.requests)
         return settled and run.round >= latest + settings.rounds_after
 
-    strategy = make_strategy(settings, on_version=on_version, stop_when=finished)
+    strategy = make_strategy(
+        settings,
+        on_version=on_version,
+        stop_when=finished,
+        state_dir=inbox_folder / STATE_FOLDER,
+    )
     strategy.start(grid, initial_arrays(settings), num_rounds=settings.max_rounds, timeout=_TIMEOUT)
     return Arm("afuic", recorder, strategy.journal, strategy.run.round), strategy
 

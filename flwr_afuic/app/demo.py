@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from flwr.serverapp import Grid
 
-from flwr_afuic.app.arms import ArmsResult, run_arms
+from flwr_afuic.app.arms import STATE_FOLDER, ArmsResult, run_arms
 from flwr_afuic.app.client_app import make_client_app, network
 from flwr_afuic.app.engines import check_engine, run_engine
 from flwr_afuic.app.federation import limit_threads
@@ -21,17 +21,25 @@ from flwr_afuic.app.scoring import Scorer
 from flwr_afuic.app.server_app import make_strategy
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.app.summary import run_record, summarise
+from flwr_afuic.erasure.certificate import render_certificate
 from flwr_afuic.errors import ConfigError, FederationError
+from flwr_afuic.state.reissue import issue_with
+from flwr_afuic.state.store import StateStore
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo run measured: ``summary.json`` and ``record.json`` as dictionaries."""
+    """What a demo run measured: ``summary.json`` and ``record.json`` as dictionaries.
+
+    ``certificate`` holds the files of the erasure's certificate by name, the server's public
+    key among them; it is empty where the erasure was not completed.
+    """
 
     summary: dict[str, Any]
     record: dict[str, Any]
+    certificate: dict[str, bytes] = field(default_factory=dict)
 
 
 def run_demo(
@@ -61,9 +69,18 @@ def run_demo(
         speed = SpeedModel(factors={1: settings.straggler})
         app = make_client_app(settings, Path(folder))
         run_engine(engine, main, app, settings.sites, speed=speed)
-    if not results:
-        raise FederationError("the engine ended before the arms did; see the log above")
-    result = results[0]
+        if not results:
+            raise FederationError("the engine ended before the arms did; see the log above")
+        summary, record = _measure(settings, engine, results[0], progress)
+        summary["wall_seconds"] = time.monotonic() - began
+        certificate = certificate_of(Path(folder) / STATE_FOLDER, summary)
+    return DemoResult(summary, record, certificate)
+
+
+def _measure(
+    settings: AppSettings, engine: str, result: ArmsResult, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score every version of every arm; return the summary and the record."""
     scorer = Scorer(settings)
     total = sum(len(arm.recorder.versions) for arm in result.arms.values())
     done = 0
@@ -75,14 +92,32 @@ def run_demo(
 
     curves = {name: scorer.curve(arm, scored) for name, arm in result.arms.items()}
     summary, _ = summarise(settings, engine, result, curves)
-    summary["wall_seconds"] = time.monotonic() - began
-    return DemoResult(summary, run_record(settings, result, curves, summary))
+    return summary, run_record(settings, result, curves, summary)
+
+
+def certificate_of(state: Path, summary: dict[str, Any]) -> dict[str, bytes]:
+    """Issue the erasure's certificate anew with what was measured beside retraining."""
+    made_with = {key: summary[key] for key in ("settings", "seeds", "versions")}
+    metrics = {"figures": summary["figures"], "made_with": made_with}
+    request_id = summary["erasure"]["request_id"]
+    with StateStore(state) as store:
+        if store.certificate(request_id) is None:
+            return {}
+        document, signature = issue_with(store, request_id, metrics)
+        return {
+            "certificate.json": document,
+            "certificate.json.sig": f"{signature}\n".encode("ascii"),
+            "certificate.html": rendercertificate_of(json.loads(document)).encode(),
+            "server.pub": store.keys.public_pem,
+        }
 
 
 def write_demo(result: DemoResult, out: Path) -> None:
-    """Write ``summary.json`` and ``record.json``; floats keep every digit."""
+    """Write ``summary.json`` and ``record.json``, floats to every digit, and the certificate."""
     write_json(out / "summary.json", result.summary)
     write_json(out / "record.json", result.record)
+    for name, data in result.certificate.items():
+        (out / name).write_bytes(data)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

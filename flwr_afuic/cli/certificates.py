@@ -15,7 +15,6 @@ from flwr_afuic.errors import ConfigError, ErasureError, StateError, WireError
 
 if TYPE_CHECKING:
     from flwr_afuic.erasure.signatures import Rotation
-    from flwr_afuic.state.store import StateStore
 
 
 def certificate(
@@ -63,6 +62,7 @@ def _received(inbox: Path, request_id: str) -> tuple[bytes, str]:
 
 
 def _issued(state: Path, request_id: str, attach: Path | None) -> tuple[bytes, str]:
+    from flwr_afuic.state.reissue import issue_with
     from flwr_afuic.state.standing import standing
 
     if attach is not None:
@@ -80,31 +80,6 @@ def _issued(state: Path, request_id: str, attach: Path | None) -> tuple[bytes, s
             "gets one"
         )
     return found[0], found[1]
-
-
-def issue_with(store: StateStore, request_id: str, metrics: dict[str, Any]) -> tuple[bytes, str]:
-    """Issue a certificate anew with metrics; return its bytes and signature."""
-    from flwr_afuic.erasure.certificate import reissue, render_certificate, to_bytes
-
-    found = store.certificate(request_id)
-    head = store.head()
-    if found is None or head is None:
-        raise ErasureError(
-            f"request {request_id} has no certificate that could be issued anew; a completed "
-            "request gets one"
-        )
-    issue = store.next_issue(request_id)
-    document = reissue(
-        json.loads(found[0]),
-        issue=issue,
-        ledger=(head.seq, head.hash),
-        signed_by=store.keys.key_id,
-        metrics=metrics,
-    )
-    data = to_bytes(document)
-    signature = store.keys.sign(data)
-    store.add_certificate(request_id, data, signature, render_certificate(document), issue=issue)
-    return data, signature
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -139,6 +139,11 @@ def execute(
     if result.summary["synthetic"]:
         typer.echo("The data are SYNTHETIC (phantoms): the numbers say nothing about patients.")
     typer.echo(f"report:  {page}")
+    if result.certificate:
+        typer.echo(
+            f"certificate: {out / 'certificate.html'}   check it: flwr-afuic verify "
+            f"{out / 'certificate.json'} --key {out / 'server.pub'}"
+        )
     typer.echo(f"summary: {out / 'summary.json'}   record: {out / 'record.json'}")
 
 

@@ -8,11 +8,15 @@ import sys
 
 import pytest
 
-from flwr_afuic.app.demo import write_demo
+from flwr_afuic.app.demo import DemoResult, certificate_of, write_demo
 from flwr_afuic.app.engines import run_engine
+from flwr_afuic.erasure.certificate import verify_certificate
+from flwr_afuic.erasure.keys import load_public
 from flwr_afuic.errors import AfuicError, ConfigError
 from flwr_afuic.report import RunRecord
 from tests.app import tiny
+from tests.erasure_helpers import federate, request_id
+from tests.strategies.lives import file_at, three
 
 SCORES = {"test_accuracy", "forget_accuracy", "backdoor_success", "membership_auc"}
 KEYS = {
@@ -165,3 +169,33 @@ def test_a_server_that_fails_on_ray_fails_the_process():
     done = python(RAY_FAILURE)
     assert done.returncode != 0
     assert "the server gave up" in done.stderr
+
+
+def test_the_certificate_verifies_and_carries_what_was_measured(tmp_path):
+    sites = three()
+    outcome = federate(sites, at=file_at(3, sites[0]), state_dir=tmp_path / "server")
+    summary = {
+        "figures": {"ours/backdoor/afuic/average_gap": 0.01},
+        "settings": {"dataset": "ours"},
+        "seeds": [0],
+        "versions": {"flwr": "1.41.0"},
+        "erasure": {"request_id": outcome.record.request_id},
+    }
+    files = certificate_of(tmp_path / "server", summary)
+    write_demo(DemoResult(summary, {}, files), tmp_path)
+    verdict = verify_certificate(
+        (tmp_path / "certificate.json").read_bytes(),
+        (tmp_path / "certificate.json.sig").read_text(),
+        load_public(tmp_path / "server.pub"),
+    )
+    assert verdict.valid, verdict.problems
+    document = json.loads((tmp_path / "certificate.json").read_text())
+    assert document["metrics"]["figures"] == summary["figures"]
+    assert outcome.record.request_id in (tmp_path / "certificate.html").read_text()
+
+
+def test_an_erasure_that_was_not_completed_has_no_certificate(tmp_path):
+    outcome = federate(three(), rounds=2, state_dir=tmp_path)
+    assert outcome.strategy.requests == []
+    summary = dict.fromkeys(("figures", "settings", "seeds", "versions"), {})
+    assert certificate_of(tmp_path, {**summary, "erasure": {"request_id": request_id()}}) == {}

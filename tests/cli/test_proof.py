@@ -8,8 +8,8 @@ import sqlite3
 
 import pytest
 
-from flwr_afuic.cli.certificates import issue_with
 from flwr_afuic.errors import StateError
+from flwr_afuic.state.reissue import issue_with
 from flwr_afuic.state.store import StateStore
 from tests.cli.conftest import one_line
 from tests.cli.service import certify, deliver, make_inbox, make_state, record, uuid

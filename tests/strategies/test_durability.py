@@ -128,6 +128,9 @@ def test_another_model_is_refused(tmp_path):
 def test_a_changed_ledger_is_not_gone_on_from(tmp_path):
     federate(three(), rounds=2, state_dir=tmp_path)
     with closing(sqlite3.connect(tmp_path / "state.sqlite")) as connection, connection:
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for (name,) in triggers.fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
         connection.execute(
             "UPDATE ledger SET body = replace(body, 'merge', 'merged') WHERE seq = 2"
         )
