@@ -107,7 +107,7 @@ def certificate_of(state: Path, summary: dict[str, Any]) -> dict[str, bytes]:
         return {
             "certificate.json": document,
             "certificate.json.sig": f"{signature}\n".encode("ascii"),
-            "certificate.html": rendercertificate_of(json.loads(document)).encode(),
+            "certificate.html": render_certificate(json.loads(document)).encode(),
             "server.pub": store.keys.public_pem,
         }
 

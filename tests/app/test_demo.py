@@ -197,5 +197,5 @@ def test_the_certificate_verifies_and_carries_what_was_measured(tmp_path):
 def test_an_erasure_that_was_not_completed_has_no_certificate(tmp_path):
     outcome = federate(three(), rounds=2, state_dir=tmp_path)
     assert outcome.strategy.requests == []
-    summary = dict.fromkeys(("figures", "settings", "seeds", "versions"), {})
+    summary = {key: {} for key in ("figures", "settings", "seeds", "versions")}
     assert certificate_of(tmp_path, {**summary, "erasure": {"request_id": request_id()}}) == {}
