@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -62,7 +63,8 @@ KIND_ERASURE = "erasure"
 
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 
-_LATEST = 1e12
+_LATEST = 253402300800.0  # the first second of the year 10000
+_HEX = re.compile(r"[0-9a-f]{0,128}")
 MAX_PENDING = 64
 """Most requests one reply may carry; a site with more reports the oldest first."""
 MOST_ENTRIES = 16
@@ -107,8 +109,8 @@ class ErasureNotice:
             raise WireError(f"scope is {self.scope!r}; it must be 'client' or 'samples'")
         if type(self.count) is not int or self.count < 1:
             raise WireError(f"count is {self.count!r}; an erasure names at least one sample")
-        if not isinstance(self.commitment, str) or len(self.commitment) > 128:
-            raise WireError("commitment must be a hex string of at most 128 characters")
+        if not isinstance(self.commitment, str) or not _HEX.fullmatch(self.commitment):
+            raise WireError("commitment must be lowercase hex of at most 128 characters")
         if self.reason not in REASON_CODES:
             raise WireError(
                 f"reason is {self.reason!r}; it travels as a code: {', '.join(REASON_CODES)}"

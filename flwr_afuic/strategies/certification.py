@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flwr_afuic.strategies.durability import Durability
 
 _DONE = (State.COMPLETED, State.COMPLETED_UNVERIFIED)
+_LISTED = 100
 _PACKAGES = ("flwr-afuic", "flwr", "torch", "monai", "numpy", "cryptography")
 
 
@@ -143,7 +144,10 @@ class Certification:
 
     def _purged(self, record: ErasureRecord, durability: Durability) -> list[dict[str, Any]]:
         since = record.history[0].at
-        return [
+        rows = [row for row in durability.store.purges() if row.done and row.wall >= since]
+        mine = [row for row in rows if row.request_id == record.request_id]
+        others = [row for row in rows if row.request_id != record.request_id]
+        listed = [
             {
                 "file": row.file,
                 "bytes": row.bytes,
@@ -151,9 +155,19 @@ class Certification:
                 "what": f"{', '.join(row.purposes)} ({row.reason})",
                 "at": row.wall,
             }
-            for row in durability.store.purges()
-            if row.done and row.wall >= since
+            for row in (*mine, *others[-_LISTED:])
         ]
+        earlier = others[:-_LISTED]
+        if earlier:  # a long run must not make a certificate that no message can carry
+            listed.append(
+                {
+                    "file": f"{len(earlier)} files under weights/",
+                    "bytes": sum(row.bytes for row in earlier),
+                    "what": "earlier checkpoints, deleted as newer ones came",
+                    "at": earlier[-1].wall,
+                }
+            )
+        return listed
 
     def _kept(self, record: ErasureRecord, durability: Durability) -> list[tuple[str, str]]:
         """List what the erased data may still be in, in this very directory."""

@@ -15,7 +15,14 @@ from flwr_afuic.errors import LedgerError, StateError, StateLockedError
 from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies import AFUIC, AsyncStrategy
 from flwr_afuic.strategies.codec import to_record
-from tests.erasure_helpers import Site, arrays_record, federate, request_id
+from tests.erasure_helpers import (
+    FORGOTTEN,
+    REMEMBERED,
+    Site,
+    arrays_record,
+    federate,
+    request_id,
+)
 from tests.strategies.lives import LIFE, file_at, three
 
 
@@ -249,3 +256,57 @@ def test_initial_arrays_are_not_needed_twice(tmp_path):
     assert strategy.state_dir == tmp_path
     outcome = federate([Site(0), Site(1)], rounds=3, state_dir=tmp_path, initial=start)
     assert outcome.entries[0].version > 0
+
+
+def test_a_site_gone_before_it_verified_gets_a_certificate_that_says_so(tmp_path):
+    sites, box = three(), []
+    sites[0].scores = lambda: (box[0].offline.add(101), FORGOTTEN)[1]
+    outcome = federate(
+        sites,
+        at=file_at(3, sites[0]),
+        state_dir=tmp_path,
+        on_grid=box.append,
+        site_timeout=5.0,
+        verify_rounds=4,
+        rounds=30,
+    )
+    assert outcome.states() == [*LIFE[:5], "completed-unverified"]
+    with StateStore(tmp_path) as store:
+        document, signature, _ = store.certificate(request_id(1))
+        assert verify_certificate(document, signature, store.keys.public_hex).valid
+    said = json.loads(document)
+    assert said["outcome"] == "completed-unverified"
+    assert said["verification"]["rounds"] < said["verification"]["required_rounds"] == 4
+
+
+def test_a_resurfaced_request_gets_a_second_certificate(tmp_path):
+    sites = three()
+    answers = iter([FORGOTTEN, FORGOTTEN, REMEMBERED])
+    sites[0].scores = lambda: next(answers, FORGOTTEN)
+    outcome = federate(
+        sites,
+        at={3: lambda s: sites[0].file(["patient-0-1"], 1)},
+        state_dir=tmp_path,
+        watch_every=2,
+        rounds=40,
+    )
+    states = outcome.states()
+    assert states.count("completed") == 2
+    with StateStore(tmp_path) as store:
+        assert [row.issue for row in store.certificates()] == [1, 2]
+        document, signature, _ = store.certificate(request_id(1))
+        assert verify_certificate(document, signature, store.keys.public_hex).valid
+        assert json.loads(document)["model"]["attempts"] == 2
+    assert sites[0].inbox.certificates.names()
+
+
+def test_a_long_run_makes_no_endless_certificate(tmp_path, monkeypatch):
+    monkeypatch.setattr("flwr_afuic.strategies.certification._LISTED", 2)
+    sites = three()
+    federate(sites, at=file_at(3, sites[0]), state_dir=tmp_path, keep_checkpoints=1)
+    with StateStore(tmp_path) as store:
+        document, _, _ = store.certificate(request_id(1))
+        deleted = len(store.purges())
+    purged = json.loads(document)["purged"]
+    assert "files under weights/" in purged[-1]["file"]
+    assert 2 < len(purged) < deleted
