@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -102,7 +103,7 @@ class Spool:
         name = f"{self._prefix}-{self._counter}{_SUFFIX}"
         with (self._store.spool / name).open("wb") as file:
             for array in arrays:
-                np.save(file, np.asarray(array), allow_pickle=False)
+                np.ascontiguousarray(array).tofile(file)
         self.waiting.append(Contribution(site, name, weight))
 
     def withdraw(self, site: str) -> int:
@@ -148,10 +149,12 @@ class Spool:
         path = self._store.spool / part.file
         try:
             with path.open("rb") as file:
-                for shape, _ in self._store.layout or ():
-                    array = np.load(file, allow_pickle=False)
-                    if array.shape != shape:
-                        raise ValueError(f"an array has shape {array.shape}, not {shape}")
-                    yield array
-        except (OSError, ValueError, EOFError) as error:
+                for shape, dtype in self._store.layout or ():
+                    # The layout says what follows: a header for each array would take longer.
+                    count = math.prod(shape)
+                    array = np.fromfile(file, dtype=dtype, count=count)
+                    if len(array) != count:
+                        raise OSError("the file ends early")
+                    yield array.reshape(shape)
+        except OSError as error:
             raise UnreadableError(part.site, f"{path} cannot be read ({error})") from error

@@ -283,7 +283,8 @@ class UpdateStore(ABC):
 
 def _words(layout: Sequence[tuple[tuple[int, ...], str]]) -> str:
     entries = sum(int(np.prod(shape, dtype=np.int64)) for shape, _ in layout)
-    return f"a model of {len(layout)} trained arrays with {entries} entries"
+    dtypes = "/".join(sorted({dtype for _, dtype in layout}))
+    return f"a model of {len(layout)} trained arrays, {entries} entries of {dtypes}"
 
 
 def check_window(window: Window, number: int, records: set[str]) -> None:
