@@ -110,7 +110,7 @@ class ErasureNotice:
         if type(self.count) is not int or self.count < 1:
             raise WireError(f"count is {self.count!r}; an erasure names at least one sample")
         if not isinstance(self.commitment, str) or not _HEX.fullmatch(self.commitment):
-            raise WireError("commitment must be lowercase hex of at most 128 characters")
+            raise WireError("commitment must be a lowercase hex string of at most 128 characters")
         if self.reason not in REASON_CODES:
             raise WireError(
                 f"reason is {self.reason!r}; it travels as a code: {', '.join(REASON_CODES)}"
