@@ -80,6 +80,6 @@ def _number(context: Context, name: str) -> float | None:
     value = context.node_config.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e12:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e12:
         raise ConfigError(f"{name} in node_config is {value!r}; it must be a number")
     return float(value)

@@ -122,3 +122,87 @@ def test_any_notice_is_read_or_a_wire_error(key, value):
         wire.decode_notices(json.dumps([{**NOTICE, key: value}]))
     except WireError as error:
         assert str(error)  # noqa: PT017
+
+
+# ---- how a delta was protected -------------------------------------------------------
+
+
+def test_evidence_of_an_older_site_has_no_privacy():
+    assert wire.Evidence.from_json(json.dumps(EVIDENCE)).privacy is None
+
+
+@pytest.mark.parametrize(
+    "privacy", [None, {}, {"clip": 1.5, "small": 1, "epsilon": None, "note": "x" * 200}]
+)
+def test_privacy_comes_back_as_it_went(privacy):
+    evidence = wire.Evidence.from_json(json.dumps({**EVIDENCE, "privacy": privacy}))
+    assert evidence.privacy == privacy
+    assert wire.Evidence.from_json(evidence.to_json()) == evidence
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        [], 3, "x", {"a": []}, {"a": {}}, {"a": float("nan")}, {"a": float("inf")}, {"a": 10**13},
+        {"a": "x" * 201}, {"x" * 41: 1}, {str(n): n for n in range(17)},
+    ],
+)  # fmt: skip
+def test_malformed_privacy_is_a_wire_error(privacy):
+    with pytest.raises(WireError, match="privacy entr"):
+        wire.Evidence.from_json(json.dumps({**EVIDENCE, "privacy": privacy}))
+
+
+@settings(deadline=None, max_examples=60)
+@given(json_values)
+def test_any_privacy_is_read_or_a_wire_error(value):
+    try:
+        evidence = wire.Evidence.from_json(json.dumps({**EVIDENCE, "privacy": value}))
+    except WireError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert evidence.privacy == value
+
+
+# ---- groups of arrays ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ("{}", {"model": [1, 2, 3, 4]}),
+        ('{"basis": 1}', {"model": [1, 2, 3], "basis": [4]}),
+        ('{"b": 2, "a": 1}', {"model": [1], "b": [2, 3], "a": [4]}),
+        ('{"none": 0}', {"model": [1, 2, 3, 4], "none": []}),
+    ],
+)
+def test_groups_follow_the_model(counts, groups):
+    assert wire.split_groups([1, 2, 3, 4], counts) == groups
+
+
+@pytest.mark.parametrize(
+    "counts",
+    ["[]", "3", "{", None, '{"a": 4}', '{"a": 9}', '{"a": -1}', '{"a": true}', '{"a": "1"}',
+     '{"a": 1.0}', '{"model": 1}'],
+)  # fmt: skip
+def test_groups_that_do_not_fit_are_a_wire_error(counts):
+    with pytest.raises(WireError):
+        wire.split_groups([1, 2, 3, 4], counts)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("", []),
+        (",", []),
+        (request_id(), [request_id()]),
+        (f"{request_id(1)},{request_id(2)}", [request_id(1), request_id(2)]),
+    ],
+)
+def test_ids_are_separated_by_commas(text, ids):
+    assert wire.decode_ids(text, wire.BATCH) == ids
+
+
+@pytest.mark.parametrize("text", [None, 3, b"", "x", f"{request_id()} ", f"{request_id()};x"])
+def test_what_are_no_ids_is_a_wire_error(text):
+    with pytest.raises(WireError, match=wire.BATCH):
+        wire.decode_ids(text, wire.BATCH)
