@@ -242,14 +242,13 @@ class ErasureClient(NumPyClient, ABC):
         count = len(task.forget_ids)
         unlearned, evidence = self.unlearn(task)
         delta = ErasureDelta.of(unlearned, task.snapshot, self.array_kinds())
-        arrays, key, noise = delta.arrays(delta.vector), b"", 0.0
-        rule = privacy.rule(count, delta.scale)
+        arrays, rule = delta.arrays(delta.vector), privacy.rule(count, delta.scale)
         if rule is not None:
-            key, number = self.inbox.noise_key(requests, delta.vector.tobytes())
+            key, number = self.inbox.noise_key(requests, delta.vector.tobytes(), str(rule))
             vector, applied = protect(
                 delta.vector, privacy, count=count, scale=delta.scale, key=key
             )
-            arrays, noise = delta.arrays(vector), rule.noise
+            arrays = delta.arrays(vector)
             evidence = replace(
                 evidence,
                 after=self.score(delta.model(arrays), task.forget_ids),
@@ -259,8 +258,10 @@ class ErasureClient(NumPyClient, ABC):
         rank = min(int(config.get(wire.BASIS_RANK, 0)), MOST_RANK)
         basis = self.relearning_basis(task, delta.model(arrays), rank) if rank > 0 else None
         if basis is not None and len(basis):
-            if noise > 0:
-                basis = protect_basis(basis, noise=noise, key=key + b"basis")
+            if rule is not None and rule.noise > 0:
+                how = f"{rule} rank {rank}"
+                key, _ = self.inbox.noise_key(requests, basis.tobytes(), how, "basis")
+                basis = protect_basis(basis, noise=rule.noise, key=key)
             arrays.append(np.asarray(basis, dtype=np.float32))
         return arrays, evidence
 

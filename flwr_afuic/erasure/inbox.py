@@ -287,9 +287,11 @@ class SiteInbox:
         """Return what the server said that cannot be right, oldest first."""
         return self.server.alarms()
 
-    def noise_key(self, request_ids: Iterable[str], delta: bytes) -> tuple[bytes, int]:
+    def noise_key(
+        self, request_ids: Iterable[str], content: bytes, rule: str, purpose: str = "delta"
+    ) -> tuple[bytes, int]:
         """Return the secret of a delta's noise, and the delta's number: see ``noise_keys``."""
-        return noise_key(self._file, request_ids, delta)
+        return noise_key(self._file, request_ids, content, rule, purpose)
 
     def _commitment(self, ids: Sequence[str]) -> str:
         with self._file.reading() as connection:

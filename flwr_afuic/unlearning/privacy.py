@@ -181,11 +181,11 @@ def protect(
         Norm of the snapshot's trained arrays.
     key : bytes
         Secret of this very delta. It must not be derived from anything the server sends, or
-        the server could make the same noise and subtract it; and two different deltas must
-        not share one, or their difference would be free of noise. A site takes
+        the server could make the same noise and subtract it; and two different deltas, or two
+        strengths of noise, must not share one, or the noise could be worked out. A site takes
         ``SiteInbox.noise_key``: a MAC, under a key that stays at the site, of the request, the
-        number of the release and the delta itself. The same delta sent twice (a retried
-        task) then carries the same noise, so that asking again averages nothing out.
+        number of the release, the delta itself and the rule. The same delta sent twice (a
+        retried task) then carries the same noise, so that asking again averages nothing out.
 
     Returns
     -------

@@ -119,6 +119,17 @@ def test_a_retried_task_carries_the_same_noise_and_another_delta_other_noise(sit
     assert evidence.privacy["release"] == 2
 
 
+def test_one_delta_under_two_rules_does_not_carry_one_noise_at_two_strengths(site):
+    """Or the server could ask twice and solve for noise and delta."""
+    site.delta = (0.0, 0.0, 0.0)
+    noises = []
+    for noise in (3.0, 6.0):
+        wanted = DeltaPrivacy(small_noise=noise)
+        delta, evidence = unlearn(site, **{wire.PRIVACY: wanted.to_json()})
+        noises.append(delta[0] / evidence.privacy["std"])
+    assert np.abs(noises[0] - noises[1]).max() > 0.1
+
+
 def test_two_sites_draw_different_noise():
     deltas = []
     for _ in range(2):

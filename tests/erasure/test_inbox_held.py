@@ -95,29 +95,36 @@ def test_marks_differ_between_sites(inbox, path, tmp_path):
 
 
 def test_one_delta_has_one_key_and_another_has_another(inbox, path):
-    one = inbox.noise_key([request_id(1)], b"delta")
+    one = inbox.noise_key([request_id(1)], b"delta", "rule")
     assert len(one[0]) == 32
-    assert one == SiteInbox(path).noise_key([request_id(1)], b"delta")
+    assert one == SiteInbox(path).noise_key([request_id(1)], b"delta", "rule")
     assert one[1] == 1
     others = [
-        inbox.noise_key([request_id(1)], b"other"),
-        inbox.noise_key([request_id(2)], b"delta"),
-        inbox.noise_key([request_id(1), request_id(2)], b"delta"),
+        inbox.noise_key([request_id(1)], b"other", "rule"),
+        inbox.noise_key([request_id(2)], b"delta", "rule"),
+        inbox.noise_key([request_id(1), request_id(2)], b"delta", "rule"),
     ]
-    assert [number for _, number in others] == [2, 1, 1]
-    assert len({key for key, _ in [one, *others]}) == 4
-    assert inbox.noise_key([request_id(2), request_id(1)], b"delta") == others[2]
+    others += [
+        inbox.noise_key([request_id(1)], b"delta", "rul"),
+        inbox.noise_key([request_id(1)], b"delta", "rule", "basis"),
+    ]
+    assert [number for _, number in others] == [2, 1, 1, 3, 1]
+    assert len({key for key, _ in [one, *others]}) == 6
+    assert inbox.noise_key([request_id(2), request_id(1)], b"delta", "rule") == others[2]
 
 
 def test_another_site_has_other_noise(inbox, tmp_path):
     other = SiteInbox(tmp_path / "other.sqlite")
-    assert inbox.noise_key([request_id()], b"d")[0] != other.noise_key([request_id()], b"d")[0]
+    assert (
+        inbox.noise_key([request_id()], b"d", "rule")[0]
+        != other.noise_key([request_id()], b"d", "rule")[0]
+    )
 
 
 def test_deltas_are_not_given_out_without_end(inbox):
     for number in range(MOST_RELEASES):
-        assert inbox.noise_key([request_id()], bytes([number]))[1] == number + 1
-    with pytest.raises(ErasureError, match=f"{MOST_RELEASES} deltas"):
-        inbox.noise_key([request_id()], b"one more")
-    assert inbox.noise_key([request_id()], bytes([3]))[1] == 4
-    assert inbox.noise_key([request_id(2)], b"one more")[1] == 1
+        assert inbox.noise_key([request_id()], bytes([number]), "rule")[1] == number + 1
+    with pytest.raises(ErasureError, match=f"{MOST_RELEASES} different answers"):
+        inbox.noise_key([request_id()], b"one more", "rule")
+    assert inbox.noise_key([request_id()], bytes([3]), "rule")[1] == 4
+    assert inbox.noise_key([request_id(2)], b"one more", "rule")[1] == 1
