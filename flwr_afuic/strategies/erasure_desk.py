@@ -183,7 +183,8 @@ class ErasureDesk:
     def poll(self, member: Member) -> bool:
         """Ask a node who it is, and tell it what became of its requests."""
         run = self.run
-        config = {wire.TASK: "poll", wire.VERSION: run.version, **self.news_for(member)}
+        news = run.hooks.task_config(member)
+        config = {wire.TASK: "poll", wire.VERSION: run.version, **news}
         kind, content = run.dialect.poll(config)
         return run.dispatcher.send(Task(member, "poll", run.version, run.round), kind, content)
 

@@ -62,6 +62,7 @@ class UnlearningTasks:
         desk.settings.base_models.setdefault(run.version, run.arrays)
         attempt = Attempt(run.version, run.arrays, self._distil(), run.clock.now())
         desk.attempts[record.request_id] = attempt
+        desk.book.changed.add(record.request_id)  # record and attempt go to disk together
         desk.refuse(record.site)
         return attempt
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr_afuic.erasure.certificate.checks import COMPLETED, problems_of
 from flwr_afuic.errors import ErasureError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _STATES = {
     "received": "Received",
@@ -44,20 +48,25 @@ def render_certificate(document: Mapping[str, Any]) -> str:
     ErasureError
         If the document is no certificate of a version this program knows.
     """
-    # Imported here: checking a certificate should not wait for a template engine.
-    from jinja2 import Environment, StrictUndefined
-
     found = problems_of(document)
     if found:
         raise ErasureError(f"this document cannot be shown as a certificate: {'; '.join(found)}")
+    return _template().render(c=document, **_context(document))
+
+
+@functools.cache
+def _template() -> Template:
+    """Return the page's template, read and compiled once: a server's loop waits for it."""
+    # Imported here: checking a certificate should not wait for a template engine.
+    from jinja2 import Environment, StrictUndefined
+
     source = resources.files("flwr_afuic.erasure.certificate").joinpath("certificate.html")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(moment=moment, printable=printable, size=size, score=score)
     environment.filters.update(short=short)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(c=document, **_context(document))
+    return environment.from_string(source.read_text(encoding="utf-8"))
 
 
 def printable(text: object) -> str:
