@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 MARK = "HOSPITALS_FEDERATION"
+_SERVICE = "HOSPITALS_SERVICE"
 _GRACE_SECONDS = 10.0
 
 
@@ -50,7 +51,7 @@ class Services:
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
                 list(command),
-                env={**environment, MARK: self.mark},
+                env={**environment, MARK: self.mark, _SERVICE: name},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -68,16 +69,21 @@ class Services:
         known: dict[str, int] = json.loads(self._record.read_text(encoding="utf-8"))
         return {name: pid for name, pid in known.items() if pid in family}
 
-    def family(self) -> list[int]:
-        """Return the ids of all running processes that carry the mark, helpers included."""
+    def family(self, name: str | None = None) -> list[int]:
+        """Return the ids of all running processes that carry the mark, helpers included.
+
+        With a name only those of that service: itself and its helpers.
+        """
         self._children = [child for child in self._children if child.poll() is None]
-        entry = f"{MARK}={self.mark}".encode()
+        wanted = {f"{MARK}={self.mark}".encode()}
+        if name is not None:
+            wanted.add(f"{_SERVICE}={name}".encode())
         found = []
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit() or int(folder.name) == os.getpid():
                 continue
             try:
-                if entry in (folder / "environ").read_bytes().split(b"\0"):
+                if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
                     found.append(int(folder.name))
             except OSError:
                 continue  # it ended meanwhile, or is another user's

@@ -5,6 +5,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_afuic.strategies import AFUIC
+from flwr_afuic.strategies.admission import AdmissionSettings
 from flwr_afuic.strategies.run import FederationRun
 from hospitals.task import make_model, read_proxies
 
@@ -38,6 +39,7 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=int(config["sites"]),
         verify_rounds=int(config["verify-rounds"]),
         site_timeout=float(config["site-timeout"]),
+        admission=AdmissionSettings(require_authentication=True),
         evaluate_every=0,
         poll_interval=0.5,  # each look is a request to the SuperLink
         seed=int(config["seed"]),
