@@ -110,6 +110,12 @@ class UpdateBuffer:
         """Sites with an update in the buffer, in order of arrival, repeats included."""
         return [entry.site for entry in self._entries]
 
+    @property
+    def mean_factor(self) -> float:
+        """Mean staleness weight of the buffered updates, by examples."""
+        examples = sum(entry.examples for entry in self._entries)
+        return math.fsum(entry.examples * entry.factor for entry in self._entries) / examples
+
     def add(self, update: Update, factor: float) -> None:
         """Fold one update in, with staleness weight ``factor`` in (0, 1]."""
         path = None

@@ -156,6 +156,11 @@ class Layout:
         ]
         return np.concatenate(parts)
 
+    def trained(self, arrays: Sequence[NDArray[Any]]) -> Arrays:
+        """Return the trained arrays alone, in order."""
+        pairs = zip(self.specs, arrays, strict=True)
+        return [np.asarray(array) for spec, array in pairs if spec.kind == "trained"]
+
     def with_trained(self, vector: Vector, arrays: Sequence[NDArray[Any]]) -> Arrays:
         """Replace the trained arrays by the entries of ``vector``; copy the others.
 

@@ -19,6 +19,7 @@ from flwr_afuic.federation.buffer import Update, UpdateBuffer
 from flwr_afuic.federation.journal import Event, Journal, VersionEntry
 from flwr_afuic.federation.layout import ArrayKind, Arrays, Layout
 from flwr_afuic.federation.staleness import StalenessRule, staleness_weight
+from flwr_afuic.history.recorder import Recorder
 from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import dialect_named, from_record, to_record
 from flwr_afuic.strategies.evaluations import EvaluateFn
@@ -89,6 +90,9 @@ class AsyncStrategy(Strategy):
         it holds the state of an earlier run of the same model, ``start()`` goes on from there.
     keep_checkpoints : int
         Models of so many newest versions stay in ``state_dir``.
+    recorder : Recorder, optional
+        Writes the history of updates that MEDU and FedEraser unlearn from; see
+        :class:`~flwr_afuic.strategies.recording.Recording` for strategies that are not ours.
     on_version : callable, optional
         Called with (VersionEntry, arrays) for the first model and each version, before it is
         committed.
@@ -135,6 +139,7 @@ class AsyncStrategy(Strategy):
         seed: int = 0,
         state_dir: str | Path | None = None,
         keep_checkpoints: int = 3,
+        recorder: Recorder | None = None,
         on_version: OnVersion | None = None,
         on_event: Callable[[Event], None] | None = None,
         stop_when: Callable[[FederationRun], bool] | None = None,
@@ -162,6 +167,7 @@ class AsyncStrategy(Strategy):
         self.seed = seed
         self.state_dir = state_dir
         self.keep_checkpoints = keep_checkpoints
+        self.recorder = recorder
         self.on_version = on_version
         self.on_event = on_event
         self.stop_when = stop_when

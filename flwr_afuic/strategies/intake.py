@@ -109,11 +109,18 @@ class Intake:
         run.journal.accepted.append((run.elapsed, member.site))
         self.record(task, "accepted", "", reply.examples)
         self.metrics.add(reply.metrics, reply.examples)
-        self.buffer.add(
-            Update(member.site, task.version, reply.examples, update),
-            run.settings.staleness_of(staleness),
-        )
+        weight = run.settings.staleness_of(staleness)
+        self.buffer.add(Update(member.site, task.version, reply.examples, update), weight)
+        if run.settings.recorder is not None:
+            trained = run.layout.trained(update)
+            run.settings.recorder.add(member.site, trained, reply.examples * weight)
         return True
+
+    def withdraw(self, site: str) -> int:
+        """Take a site's unmerged updates out again, of the history too; return how many."""
+        if self._run.settings.recorder is not None:
+            self._run.settings.recorder.withdraw(site)
+        return self.buffer.withdraw(site)
 
     def record(self, task: Task, fate: str, reason: str, examples: int = 0) -> None:
         """Write down what became of a training reply."""

@@ -207,6 +207,8 @@ class FederationRun:
         self.counters = Counters(**engine["counters"])
         self.intake.screen.remember(engine["norms"])
         self._resumes = resumes
+        if self.settings.recorder is not None:
+            self.settings.recorder.resume(self.version)
         self.result.arrays = to_record(self.layout.names, self.arrays)
         self._record_cache = (self.version, self.result.arrays)
 
@@ -405,6 +407,7 @@ class FederationRun:
 
     def _merge_buffer(self) -> None:
         sites = tuple(self.buffer.sites)
+        factor = self.settings.server_lr * self.buffer.mean_factor
         merged = self.buffer.merge(self.arrays, server_lr=self.settings.server_lr)
         candidate = self.hooks.finish(self.arrays, merged)
         self._round_progress += len(sites)
@@ -415,6 +418,9 @@ class FederationRun:
         self._round_progress = rest
         self.round += completed
         self.adopt(candidate, "merge", sites)
+        if self.settings.recorder is not None:
+            # Before the commit: a history that is ahead of the model is cut back on resuming.
+            self.settings.recorder.merged(self.version, self.round, factor=factor)
         if completed:
             self._close_round(completed)
         self.commit()
