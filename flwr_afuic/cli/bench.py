@@ -89,6 +89,46 @@ def figures(
         tables.fill(markdown, text)
 
 
+@app.command("leakage")
+def leakage(
+    datasets: Annotated[
+        str, typer.Option(help="Data sets, with commas between.")
+    ] = "pneumoniamnist",
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0-2 or 1,4.")] = "0",
+    trials: Annotated[int, typer.Option(help="Requests of each size and seed.")] = 4,
+    inverted: Annotated[
+        int, typer.Option(help="How many of the requests of one image are attacked.")
+    ] = 2,
+    pairs: options.Settings = None,
+    data_dir: options.DataDir = None,
+    json_file: options.JsonFile = None,
+) -> None:
+    """Attack the deltas of small requests, as they are and as protected by default.
+
+    Example: flwr-afuic bench leakage --seeds 0-2
+    """
+    from flwr_afuic.app.demo import write_json
+    from flwr_afuic.bench import leakage_table
+    from flwr_afuic.bench.leakage import measure
+
+    options.use_data_dir(data_dir)
+    if trials < 1 or inverted < 0:
+        raise ConfigError(
+            f"--trials is {trials}, --inverted {inverted}; at least 1 and 0 are needed"
+        )
+    values = {"scenario": "clean", "scope": "samples", **options.read_pairs(pairs or [])}
+    figures: dict[str, float] = {}
+    for name in _names(datasets):
+        found = []
+        for seed in read_seeds(seeds):
+            settings = AppSettings.from_mapping({**values, "dataset": name, "seed": seed})
+            found += measure(settings, trials=trials, inverted=inverted)
+        typer.echo(f"**{name}**, seeds {seeds}\n\n{leakage_table.markdown(found)}")
+        figures |= leakage_table.flat_figures(name, found)
+    if json_file is not None:
+        write_json(json_file, {"figures": figures, "settings": values, "seeds": seeds})
+
+
 def read_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as ``0-9`` or ``1,4,7-8``, without repeats."""
     found: list[int] = []
