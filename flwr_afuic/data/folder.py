@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data.image_reader import PILReader
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.io.array import LoadImage
 from monai.transforms.spatial.array import Resize
 from monai.transforms.utility.array import EnsureChannelFirst
 from PIL import Image
 
 from flwr_afuic.data.images import Dataset, ImageSet
+from flwr_afuic.data.loading import load_image, picture_reader
 from flwr_afuic.errors import ConfigError, DataError
 from flwr_afuic.seeds import derive_seed
 
@@ -141,16 +140,7 @@ def _classes(path: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _grey_or_rgb(image: Any) -> Any:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        raise ValueError(f"pixel mode {image.mode!r} is not 8 bit")
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-
-
-_LOAD = LoadImage(image_only=True, dtype=np.float32)
-# The converter decides between grey and RGB: palettes and alpha would otherwise come through
-# as index maps and extra channels. MONAI's default would swap rows and columns.
-_READER = PILReader(converter=_grey_or_rgb, reverse_indexing=False)
+_READER = picture_reader()
 _PREPARE = Compose(
     [
         EnsureChannelFirst(),
@@ -161,8 +151,7 @@ _PREPARE = Compose(
 
 def _load(file: Path) -> torch.Tensor:
     try:
-        # Given by call, the reader is the only one tried: MONAI would go on to others.
-        image = _PREPARE(_LOAD(str(file), reader=_READER))
+        image = _PREPARE(load_image(file, _READER))
     except (OSError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
