@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flwr_afuic.calibration.fidelity import FidelitySettings
 from flwr_afuic.calibration.invariance import InvarianceSettings
 from flwr_afuic.calibration.transforms import Phi, make_phi
-from flwr_afuic.erasure.book import ErasureRecord, RequestBook
 from flwr_afuic.errors import ConfigError
-from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.strategies.admission import AdmissionSettings
-from flwr_afuic.strategies.asynchronous import AsyncStrategy
+from flwr_afuic.strategies.calibrator import Calibrator
 from flwr_afuic.strategies.certification import plain_settings
-from flwr_afuic.strategies.erasure_desk import MergeFacts
-from flwr_afuic.strategies.erasures import ErasureHooks
+from flwr_afuic.strategies.erasing import ErasureStrategy, MergeRule, check_seconds
 from flwr_afuic.strategies.gate import GateSettings
-from flwr_afuic.strategies.hooks import RunHooks
+from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
 
-MergeRule = Literal["delta", "overwrite"]
 
-
-class AFUIC(AsyncStrategy):
+class AFUIC(ErasureStrategy):
     """Asynchronous training that forgets on request (arXiv 2604.26809).
 
     A site's erasure request is carried out beside training: the site unlearns from a
@@ -116,8 +108,6 @@ class AFUIC(AsyncStrategy):
     'delta'
     """
 
-    withdrawable_updates = True
-
     def __init__(
         self,
         *,
@@ -148,42 +138,31 @@ class AFUIC(AsyncStrategy):
         virtual_invariance_seconds: float = 0.2,
         **engine: Any,
     ) -> None:
-        super().__init__(**engine)
+        super().__init__(
+            model_factory=model_factory,
+            proxies=proxies,
+            proxies_provenance=proxies_provenance,
+            distillation=distillation,
+            verify_rounds=verify_rounds,
+            watch_every=watch_every,
+            max_attempts=max_attempts,
+            erasure_norm_factor=erasure_norm_factor,
+            gate=gate,
+            admission=admission,
+            privacy=privacy,
+            batch_size=batch_size,
+            batch_seconds=batch_seconds,
+            site_timeout=site_timeout,
+            virtual_reference_seconds=virtual_reference_seconds,
+            **engine,
+        )
         if merge not in get_args(MergeRule):
             raise ConfigError(f"merge is {merge!r}; use 'delta' or 'overwrite'")
-        for name, value in (
-            ("verify_rounds", verify_rounds),
-            ("watch_every", watch_every),
-            ("max_attempts", max_attempts),
-            ("batch_size", batch_size),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
         if not isinstance(relearning_rank, int) or not 0 <= relearning_rank <= 64:
             raise ConfigError(
                 f"relearning_rank is {relearning_rank!r}; it must be an integer from 0 to 64"
             )
-        if not erasure_norm_factor > 1 or not batch_seconds > 0:
-            raise ConfigError(
-                f"erasure_norm_factor ({erasure_norm_factor}) must exceed 1 and batch_seconds "
-                f"({batch_seconds}) be positive"
-            )
-        if not site_timeout > 0:
-            raise ConfigError(f"site_timeout is {site_timeout}; it must be positive (seconds)")
-        for name, seconds in (
-            ("virtual_reference_seconds", virtual_reference_seconds),
-            ("virtual_invariance_seconds", virtual_invariance_seconds),
-        ):
-            if not 0 <= seconds < math.inf:
-                raise ConfigError(f"{name} is {seconds}; it must be finite and not negative")
-        if proxies is not None and model_factory is None:
-            raise ConfigError(
-                "proxies without model_factory: the server cannot run the model on them; pass "
-                "model_factory=... as well"
-            )
-        self.model_factory = model_factory
-        self.proxies = None if proxies is None else _as_images(proxies)
-        self.proxies_provenance = proxies_provenance
+        check_seconds("virtual_invariance_seconds", virtual_invariance_seconds)
         self.merge: MergeRule = merge
         self.lock = lock
         self.prediction_invariance = prediction_invariance and self.proxies is not None
@@ -195,91 +174,28 @@ class AFUIC(AsyncStrategy):
             chosen = make_phi(phi) if isinstance(phi, str) else phi  # a wrong name never passes
             self.phi = chosen if self.prediction_invariance else None
         self.unlearning = unlearning or UnlearningSettings()
-        self.distillation = distillation or DistillationSettings()
         self.invariance = invariance or InvarianceSettings()
-        self.verify_rounds = verify_rounds
-        self.watch_every = watch_every
-        self.max_attempts = max_attempts
-        self.erasure_norm_factor = erasure_norm_factor
-        self.gate = gate or GateSettings()
-        self.admission = admission or AdmissionSettings()
-        self.privacy = privacy or DeltaPrivacy()
-        self.batch_size = batch_size
-        self.batch_seconds = batch_seconds
         self.relearning_rank = relearning_rank
-        self.site_timeout = site_timeout
-        self.virtual_reference_seconds = virtual_reference_seconds
         self.virtual_invariance_seconds = virtual_invariance_seconds
-        self.book = RequestBook()
-        self.merges: list[MergeFacts] = []
-        self.base_models: dict[int, Arrays] = {}
-        self._hooks: ErasureHooks | None = None
 
-    def make_hooks(self) -> RunHooks:
-        """Return the erasure steps for a new run, with an empty book."""
-        self.book = RequestBook()
-        self.merges = []
-        self.base_models = {}
-        self._hooks = ErasureHooks(self, self.book)
-        return self._hooks
+    def make_calibrator(self, run: FederationRun) -> Calibrator:
+        """Return the invariance calibration of a run."""
+        return Calibrator(
+            run,
+            lock=self.lock,
+            phi=self.phi,
+            factory=self.model_factory,
+            proxies=self.proxies,
+            settings=self.invariance,
+            fidelity=self.fidelity_steps,
+            virtual_seconds=self.virtual_invariance_seconds,
+            learn_signature=self.learns_signature,
+        )
 
     def unlearning_for(self, attempt: int) -> UnlearningSettings:
         """Return the settings of an attempt: each further one may take twice the steps."""
         steps = self.unlearning.steps * 2 ** (attempt - 1)
         return dataclasses.replace(self.unlearning, steps=steps)
-
-    @property
-    def requests(self) -> list[ErasureRecord]:
-        """Every erasure request of the run, oldest first."""
-        return list(self.book)
-
-    def request_erasure(self, site: str, reason: str = "site-left") -> str:
-        """File a client-scope erasure for a site, as the federation's operator.
-
-        Parameters
-        ----------
-        site : str
-            Name of the site: its registered name, or its partition id.
-        reason : str
-            A code of :data:`~flwr_afuic.wire.REASON_CODES`.
-
-        Returns
-        -------
-        str
-            The request's id. May be called from any thread while a run is under way.
-
-        Raises
-        ------
-        UnknownSiteError
-            If the federation has no such site.
-        ErasureError
-            If the reason is no code, or the run has ended.
-        """
-        self._current()
-        return self._erasures().file_for(site, reason)
-
-    def cancel_erasure(self, request_id: str) -> None:
-        """Cancel a request the operator filed, not merged yet; its site trains again.
-
-        May be called from any thread while a run is under way. What a site filed only its own
-        steward can take back.
-
-        Raises
-        ------
-        StateTransitionError
-            Once a delta of the request is merged, or the request is closed; or a site filed it.
-        ErasureError
-            If there is no such request.
-        """
-        self._erasures().cancel(request_id)
-
-    def release_erasure(self, request_id: str) -> None:
-        """Merge an erasure that the fidelity gate holds; StateTransitionError if it is not held."""
-        self._erasures().decide(request_id, release=True)
-
-    def reject_erasure(self, request_id: str) -> None:
-        """Close a held erasure without merging it; StateTransitionError if it is not held."""
-        self._erasures().decide(request_id, release=False)
 
     # ---- for certificates and reports ------------------------------------------------
 
@@ -308,27 +224,3 @@ class AFUIC(AsyncStrategy):
                 plain_settings(self.invariance) if self.prediction_invariance else None
             ),
         }
-
-    def describe_privacy(self) -> dict[str, Any]:
-        """Return what the sites are asked to put on their deltas, as plain values."""
-        return {
-            **plain_settings(self.privacy),
-            "batch_size": self.batch_size,
-            "batch_seconds": self.batch_seconds,
-        }
-
-    def _erasures(self) -> ErasureHooks:
-        if self._hooks is None:
-            raise ConfigError("this strategy has not been started; call start() first")
-        return self._hooks
-
-
-def _as_images(proxies: Tensor | NDArray[Any]) -> Tensor:
-    images = torch.as_tensor(np.asarray(proxies), dtype=torch.float32)
-    if images.ndim != 4 or not len(images):
-        raise ConfigError(
-            f"proxies have shape {tuple(images.shape)}; they must be (n, channels, height, width)"
-        )
-    if not bool(torch.isfinite(images).all()):
-        raise ConfigError("proxies hold NaN or infinity; remove those images")
-    return images

@@ -17,7 +17,7 @@ from flwr_afuic.strategies.gate import GateCase
 from flwr_afuic.strategies.run import FederationRun
 
 if TYPE_CHECKING:
-    from flwr_afuic.strategies.afuic import AFUIC
+    from flwr_afuic.strategies.erasing import ErasureStrategy
 
 
 @dataclass
@@ -96,7 +96,7 @@ class ErasureDesk:
         Requests whose site cancelled them too late.
     """
 
-    def __init__(self, settings: AFUIC, book: RequestBook, run: FederationRun) -> None:
+    def __init__(self, settings: ErasureStrategy, book: RequestBook, run: FederationRun) -> None:
         self.settings = settings
         self.book = book
         self.run = run
@@ -163,7 +163,7 @@ class ErasureDesk:
         for task in run.dispatcher.pending:
             if task.member.site == site and task.kind == "train":
                 task.refused = True
-        return run.buffer.withdraw(site) if run.settings.withdrawable_updates else 0
+        return run.intake.withdraw(site) if run.settings.withdrawable_updates else 0
 
     def readmit(self, site: str) -> None:
         """Let a site train again on its kept data, unless a request of its forbids it."""

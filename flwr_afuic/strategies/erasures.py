@@ -22,7 +22,6 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.strategies.admission import Admission
-from flwr_afuic.strategies.calibrator import Calibrator
 from flwr_afuic.strategies.certification import Certification
 from flwr_afuic.strategies.codec import EvaluateReply
 from flwr_afuic.strategies.dispatcher import Task
@@ -39,7 +38,7 @@ from flwr_afuic.strategies.verification import Verification
 from flwr_afuic.unlearning.inference import predict
 
 if TYPE_CHECKING:
-    from flwr_afuic.strategies.afuic import AFUIC
+    from flwr_afuic.strategies.erasing import ErasureStrategy
 
 __all__ = ["ErasureHooks", "MergeFacts"]
 
@@ -52,13 +51,13 @@ class ErasureHooks(RunHooks):
 
     Parameters
     ----------
-    settings : AFUIC
+    settings : ErasureStrategy
         The strategy.
     book : RequestBook
         Where requests live.
     """
 
-    def __init__(self, settings: AFUIC, book: RequestBook) -> None:
+    def __init__(self, settings: ErasureStrategy, book: RequestBook) -> None:
         self.settings = settings
         self.book = book
         self.opened: set[str] = set()
@@ -71,17 +70,7 @@ class ErasureHooks(RunHooks):
         super().bind(run)
         settings = self.settings
         _check_factory(settings, run.arrays)
-        self.calibrator = Calibrator(
-            run,
-            lock=settings.lock,
-            phi=settings.phi,
-            factory=settings.model_factory,
-            proxies=settings.proxies,
-            settings=settings.invariance,
-            fidelity=settings.fidelity_steps,
-            virtual_seconds=settings.virtual_invariance_seconds,
-            learn_signature=settings.learns_signature,
-        )
+        self.calibrator = settings.make_calibrator(run)
         self.desk = ErasureDesk(settings, self.book, run)
         self.admission = Admission(self.desk, settings.admission)
         gate = FidelityGate(
@@ -309,7 +298,7 @@ class ErasureHooks(RunHooks):
             self._told[record.request_id] = times + 1
 
 
-def _check_factory(settings: AFUIC, arrays: Arrays) -> None:
+def _check_factory(settings: ErasureStrategy, arrays: Arrays) -> None:
     """Find out before training, not at the first erasure, that the server cannot run the model."""
     if settings.model_factory is None:
         return
