@@ -226,16 +226,16 @@ class StoreContract:
         put(store, {"a": b"3", "b": b"4"})
         seen = []
         with store.begin() as writer:
-            writer.write("a", b"5")
+            writer.write("new", b"5")
             for window in store.windows():
                 seen.append(store.record(window.number, "a"))
             store.delete_client("b")
             writer.write("b", b"6")
-            writer.commit(Window(3, 3, 3, 0.0, (Participant("a", 0.5, 1.0, "stored"),
-                                                Participant("b", 0.5, 1.0, "stored"))))  # fmt: skip
+            parts = (Participant("b", 0.5, 1.0, "stored"), Participant("new", 0.5, 1.0, "stored"))
+            writer.commit(Window(3, 3, 3, 0.0, parts))
         assert seen == [b"1", b"3"]
         assert [store.record(n, "b") for n in (1, 2, 3)] == [None, None, b"6"]
-        assert store.record(3, "a") == b"5"
+        assert store.record(3, "new") == b"5"
 
 
 class TestMemoryStore(StoreContract):

@@ -141,6 +141,7 @@ def test_a_round_with_nobody_left_and_no_aggregate_is_a_gap(store: MemoryStore) 
     record(store, rounds, replace(EXACTLY, aggregate=None))
     removed = unlearn(store, ["a", "b"], nobody_left="remove")
     assert removed.norm == 0
+    assert removed.coverage.share == 0
     assert [(g.site, g.round, g.why) for g in removed.coverage.gaps] == [
         ("a", 1, "missing"), ("b", 1, "missing"),
     ]  # fmt: skip
