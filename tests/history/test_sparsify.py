@@ -165,10 +165,10 @@ def test_a_mask_that_does_not_fit_is_refused() -> None:
     with pytest.raises(RecordError, match="does not mark 2 of 50 entries"):
         read_mask(kind, 2, 50, reader_for(writer.code, data))
     writer = WRITERS["range"]()
-    half = np.flatnonzero(np.repeat(np.random.default_rng(1).random(100) < 0.5, 8))
-    bitmap = write_mask(half, 800, writer)
+    half = np.flatnonzero(np.repeat(np.random.default_rng(1).random(4000) < 0.5, 8))
+    bitmap = write_mask(half, 32_000, writer)
     assert bitmap != kind
-    with pytest.raises(RecordError, match="does not mark 5 of 800 entries"):
-        read_mask(bitmap, 5, 800, reader_for(writer.code, writer.finish()))
+    with pytest.raises(RecordError, match="does not mark 5 of 32000 entries"):
+        read_mask(bitmap, 5, 32_000, reader_for(writer.code, writer.finish()))
     with pytest.raises(RecordError, match="mask has kind 3"):
         read_mask(3, 2, 100, reader_for(writer.code, data))
