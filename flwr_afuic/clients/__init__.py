@@ -1,9 +1,13 @@
 """Flower NumPyClients: local training, erasure, and the wire to the server."""
 
+from typing import TYPE_CHECKING, Any
+
 from flwr_afuic.clients.erasure_client import ErasureClient, UnlearningTask
 from flwr_afuic.clients.message_app import message_app
 from flwr_afuic.clients.node import open_inbox, site_privacy
-from flwr_afuic.clients.torch_client import SiteData, TorchClient
+
+if TYPE_CHECKING:
+    from flwr_afuic.clients.torch_client import SiteData, TorchClient
 
 __all__ = [
     "ErasureClient",
@@ -14,3 +18,12 @@ __all__ = [
     "open_inbox",
     "site_privacy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who use it: a deployed site starts a process a message."""
+    if name in ("SiteData", "TorchClient"):
+        from flwr_afuic.clients import torch_client
+
+        return getattr(torch_client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
