@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 
 from flwr_afuic import wire
+from flwr_afuic.federation.buffer import Update
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
@@ -28,6 +29,14 @@ class RunHooks:
     def may_train(self, site: str) -> bool:
         """Whether a site is sent training tasks and its updates are accepted."""
         return True
+
+    def stands_still(self) -> bool:
+        """Whether no training and no evaluation is sent out now, to nobody."""
+        return False
+
+    def take_update(self, update: Update, weight: float) -> Update:
+        """See, or change, an accepted update, of that staleness weight, before it is buffered."""
+        return update
 
     def before_dispatch(self) -> None:
         """Do what comes before free clients are sent training tasks."""

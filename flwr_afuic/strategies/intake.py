@@ -110,9 +110,11 @@ class Intake:
         self.record(task, "accepted", "", reply.examples)
         self.metrics.add(reply.metrics, reply.examples)
         weight = run.settings.staleness_of(staleness)
-        self.buffer.add(Update(member.site, task.version, reply.examples, update), weight)
+        taken = Update(member.site, task.version, reply.examples, update)
+        taken = run.hooks.take_update(taken, weight)
+        self.buffer.add(taken, weight)
         if run.settings.recorder is not None:
-            trained = run.layout.trained(update)
+            trained = run.layout.trained(taken.arrays)
             run.settings.recorder.add(member.site, trained, reply.examples * weight)
         return True
 

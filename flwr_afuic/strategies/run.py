@@ -288,7 +288,7 @@ class FederationRun:
         return len(self.connected()) >= least
 
     def _dispatch(self) -> bool:
-        if not self.enough_nodes():
+        if not self.enough_nodes() or self.hooks.stands_still():
             return False
         if self.settings.mode == "sync" and (self._round_under_way() or len(self.buffer)):
             return False
@@ -404,6 +404,11 @@ class FederationRun:
         return f"asked again in {self.roster.failed(task.member, reason):g} s"
 
     # ---- versions and rounds --------------------------------------------------------
+
+    def flush(self) -> None:
+        """Merge what the buffer holds, however little that is."""
+        if len(self.buffer):
+            self._merge_buffer()
 
     def _merge_buffer(self) -> None:
         sites = tuple(self.buffer.sites)
