@@ -46,6 +46,7 @@ class Certification:
         self._calibrator = calibrator
         self._held: dict[str, set[str]] = {}
         self._alarmed: set[str] = set()
+        self._failed: set[tuple[str, int]] = set()
         self._told: Announcements | None = None
 
     @property
@@ -65,13 +66,16 @@ class Certification:
         if durability is None:
             return False
         due = [r for r in self._desk.book if r.state in _DONE and r.certified < r.completions]
+        due = [r for r in due if (r.request_id, r.completions) not in self._failed]
         for record in due:
             self._purge(record, durability)
             try:
                 self._certify(record, durability)
             except AfuicError as error:
                 # Training goes on; the operator sees it, and the next run tries again.
+                self._failed.add((record.request_id, record.completions))
                 self._desk.run.note("certificate-failed", record.site, str(error), level=ERROR)
+                continue
             record.certified = record.completions
             self._desk.book.note(record, "certified", completion=record.certified)
         return bool(due)

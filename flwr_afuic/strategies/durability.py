@@ -132,6 +132,7 @@ class Durability:
         with self.store.transaction() as tx:
             tx.set(_RUNS, self.store.get(_RUNS, 0) + 1)
             tx.append("run-resumed", {"version": run.version, "round": run.round})
+        self.store.sweep("left behind by a run that was cut short")
 
     def _begin(self, run: FederationRun) -> None:
         digest = self.store.vault.put(_named(run.layout, run.arrays))
@@ -217,14 +218,14 @@ class Durability:
 
     def _put(self, key: Key, blob: Named | SameAs) -> str:
         known = self._digests.get(key)
-        if known is not None:
-            return known
-        if not isinstance(blob, SameAs):
-            return self.store.vault.put(blob)
-        same = self._digests.get(("version", str(blob.version)))
-        if same is None:
-            raise StateError(f"{key[0]} {key[1]} needs version {blob.version}, which is gone")
-        return same
+        if isinstance(blob, SameAs):
+            # The version first: under the same key may be the snapshot of an attempt that a crash
+            # cut short, and that was begun again from a newer version.
+            same = self._digests.get(("version", str(blob.version)), known)
+            if same is None:
+                raise StateError(f"{key[0]} {key[1]} needs version {blob.version}, which is gone")
+            return same
+        return self.store.vault.put(blob) if known is None else known
 
     def _write_journal(
         self, tx: Transaction, run: FederationRun, digests: Mapping[Key, str]

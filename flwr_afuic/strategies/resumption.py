@@ -50,20 +50,20 @@ def checkpoint(hooks: ErasureHooks) -> Part:
 
 def restore(hooks: ErasureHooks, state: dict[str, Any], durability: Durability) -> None:
     """Take up the erasures of an earlier run."""
-    if not state:
-        return
     desk, run = hooks.desk, hooks.run
     records = [ErasureRecord.from_dict(row.body) for row in durability.store.requests()]
     hooks.book.load(sorted(records, key=lambda record: record.history[0].time))
-    signature = durability.keys_of("signature")
-    hooks.calibrator.restore(
-        state["calibration"], durability.blob, signature[-1] if signature else ""
-    )
-    desk.refused = {site: set(ids) for site, ids in state["refused"].items()}
-    desk.kept = set(state["kept"])
+    if state:  # a run that fell before its first commit left requests of the operator at most
+        signature = durability.keys_of("signature")
+        hooks.calibrator.restore(
+            state["calibration"], durability.blob, signature[-1] if signature else ""
+        )
+        desk.refused = {site: set(ids) for site, ids in state["refused"].items()}
+        desk.kept = set(state["kept"])
+    attempts = state.get("attempts", {})
     for record in hooks.book:
         if not record.leader:
-            _take_up(hooks, record, state["attempts"].get(record.request_id), durability)
+            _take_up(hooks, record, attempts.get(record.request_id), durability)
     for record in hooks.book:
         if blocks(record):
             desk.refuse(record.site)
