@@ -26,6 +26,14 @@ def request(
             help="What to erase: a file with one id a line, or a CSV.", rich_help_panel=_HOSPITAL
         ),
     ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(
+            help="Whose data to erase: a list of patient ids. What comes later under such an id "
+            "does not train either.",
+            rich_help_panel=_HOSPITAL,
+        ),
+    ] = None,
     everything: Annotated[
         bool,
         typer.Option(
@@ -54,7 +62,8 @@ def request(
     column: Annotated[
         str | None,
         typer.Option(
-            help="Column of the ids in the lists, else sample_id or id.", rich_help_panel=_HOSPITAL
+            help="Column of the ids in the lists, else sample_id (patient_id) or id.",
+            rich_help_panel=_HOSPITAL,
         ),
     ] = None,
     request_id: Annotated[
@@ -91,21 +100,28 @@ def request(
     if inbox is not None:
         if client is not None or method:
             raise ConfigError("--client and --method are the operator's, with --state DIR")
-        steward.check_lists(samples, everything)
+        steward.check_lists(samples, patients, everything)
         if not reason.strip():
             raise ConfigError(
                 "--reason is missing: say in words why, for your own records; it does not leave "
                 "this site"
             )
         notice = steward.file(
-            inbox, samples, held, column, reason, code or "consent-withdrawn", request_id
+            inbox,
+            samples,
+            held,
+            column,
+            reason,
+            code or "consent-withdrawn",
+            request_id,
+            patients,
         )
         if as_json:
             say_json(steward.notice_json(notice))
         else:
             typer.echo(notice.request_id)
         return
-    if samples or everything or held or column or request_id:
+    if samples or patients or everything or held or column or request_id:
         raise ConfigError(
             "an operator erases all data of a site: with --state DIR name --client NAME, and no "
             "samples"

@@ -33,12 +33,14 @@ def file(
     reason: str,
     code: str,
     request_id: str | None,
+    patients: Path | None = None,
 ) -> ErasureNotice:
-    """File an erasure of the listed samples, or of all data if there is no list."""
+    """File an erasure of the listed samples or patients, or of all data if there is no list."""
     from flwr_afuic.erasure.samples import read_ids
 
     opened = open_inbox(inbox)
     listed = [] if samples is None else read_ids(samples, column)
+    whole = [] if patients is None else read_ids(patients, column, ("patient_id", "id"))
     holds = opened.held() if held is None else read_ids(held, column)
     if holds is None:
         raise ErasureError(
@@ -48,14 +50,17 @@ def file(
     if not holds:
         raise ErasureError("the site holds no sample; there is nothing to erase")
     notice = opened.file(
-        scope="client" if samples is None else "samples",
+        scope="client" if samples is None and patients is None else "samples",
         sample_ids=listed,
         held=holds,
         reason=code,
         note=reason,
         request_id=request_id,
+        patients=whole,
     )
-    what = "all data of this site" if samples is None else f"{notice.count} sample(s)"
+    what = "all data of this site" if notice.scope == "client" else f"{notice.count} sample(s)"
+    if whole:
+        what += f", all there is of {len(whole)} patient(s), and whatever comes later of them"
     typer.echo(
         f"filed: {what}. From now on they train no more here. The server learns this id, the "
         f"count and the code {code!r} with the client's next reply, and no identifier.",
@@ -146,7 +151,10 @@ def _warn(inbox: SiteInbox) -> None:
         typer.echo(f"warning: {printable(alarm.text)} ({seen}). Ask the operator", err=True)
 
 
-def check_lists(samples: Path | None, everything: bool) -> None:
-    """Raise ConfigError unless exactly one of a list and everything is asked for."""
-    if (samples is None) != everything:
-        raise ConfigError("name what to erase: --samples FILE, or --all for all data of the site")
+def check_lists(samples: Path | None, patients: Path | None, everything: bool) -> None:
+    """Raise ConfigError unless exactly one of the lists and everything is asked for."""
+    if [samples is not None, patients is not None, everything].count(True) != 1:
+        raise ConfigError(
+            "name what to erase, in one way: --samples FILE, --patients FILE, or --all for all "
+            "data of the site"
+        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import ERROR
 from typing import Any
 
@@ -19,13 +20,16 @@ from flwr_afuic import wire
 from flwr_afuic.clients.conversation import Conversation
 from flwr_afuic.clients.deltas import ErasureDelta, difference
 from flwr_afuic.erasure.inbox import CANCELLED, SiteInbox
-from flwr_afuic.errors import AfuicError, StateTransitionError
+from flwr_afuic.errors import AfuicError, ErasureError, StateTransitionError
 from flwr_afuic.federation.layout import ArrayKind, Arrays
 from flwr_afuic.unlearning.level import ForgetScore
 from flwr_afuic.unlearning.privacy import DeltaPrivacy, protect, protect_basis
 
 Config = dict[str, wire.Scalar]
 Metrics = dict[str, wire.Scalar]
+
+_KNOWN_GROUPS = ("model", "reference", "proxies")
+_GRADIENT_BATCH = 32  # samples that cost as much as one step of training
 
 MOST_RANK = 64
 """Most rows of a relearning basis a site makes."""
@@ -52,6 +56,8 @@ class UnlearningTask:
         Settings of the unlearning, as JSON.
     seed : int
         For every random draw.
+    extras : mapping of str to list of ndarray
+        Further models a method sends along, by name.
     """
 
     request_id: str
@@ -61,6 +67,7 @@ class UnlearningTask:
     proxies: NDArray[np.float32] | None
     settings: str
     seed: int
+    extras: Mapping[str, Arrays] = field(default_factory=dict)
 
 
 class ErasureClient(NumPyClient, ABC):
@@ -97,6 +104,13 @@ class ErasureClient(NumPyClient, ABC):
     def sample_ids(self) -> Sequence[str]:
         """Return the stable ids of all training samples the site holds."""
 
+    def sample_patients(self) -> Mapping[str, str]:
+        """Return whose each training sample is, by sample id; empty where that is not known.
+
+        A patient is erased as a whole: every sample of theirs, and any that comes later.
+        """
+        return {}
+
     @abstractmethod
     def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """Train on the samples of :meth:`retained_ids`; as ``NumPyClient.fit``."""
@@ -124,6 +138,15 @@ class ErasureClient(NumPyClient, ABC):
         """
         return None
 
+    def gradient(self, parameters: Arrays, sample_ids: Sequence[str], loss: str) -> Arrays:
+        """Return the gradient of a mean loss over samples, at a model that is not changed.
+
+        In the model's order: gradients of trained arrays, the others as they are. Only methods
+        that compare the sites' gradients ask for it; ``loss`` is a name of
+        :data:`flwr_afuic.unlearning.orthogonal.LOSSES`.
+        """
+        raise ErasureError("this client computes no gradients; derive it from TorchClient")
+
     def array_kinds(self) -> Sequence[ArrayKind] | None:
         """Return what each array is, in order; None if unknown.
 
@@ -134,10 +157,14 @@ class ErasureClient(NumPyClient, ABC):
 
     def retained_ids(self) -> list[str]:
         """Return the ids that may train: held and not erased, in the site's order."""
-        held = self.sample_ids()
-        self.inbox.note_held(held)
+        held = self._note_held()
         erased = self.inbox.tombstones()
         return [sample for sample in held if sample not in erased]
+
+    def _note_held(self) -> Sequence[str]:
+        held = self.sample_ids()
+        self.inbox.note_held(held, self.sample_patients())
+        return held
 
     # ---- NumPyClient ----------------------------------------------------------------
 
@@ -153,6 +180,8 @@ class ErasureClient(NumPyClient, ABC):
             self._conversation.hear(config)
             if config.get(wire.TASK) == wire.TASK_UNLEARN:
                 return self._carry_out(parameters, config)
+            if config.get(wire.TASK) == wire.TASK_GRADIENT:
+                return self._differentiate(parameters, config)
             return self._train(parameters, config)
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
@@ -162,13 +191,25 @@ class ErasureClient(NumPyClient, ABC):
             if config.get(wire.TASK) != wire.TASK_VERIFY:
                 loss, examples, metrics = self.test(parameters, config)
                 return float(loss), int(examples), {**metrics, **self._conversation.say(config)}
-            self.inbox.note_held(self.sample_ids())
+            self._note_held()
             requests = _requests(config)
+            if config.get(wire.SCOPE) == "client":
+                self.inbox.adopt(requests[0], self.sample_ids())
             score = self.score(parameters, self._forget_set(requests))
             reply: Metrics = {"accuracy": score.accuracy, wire.REQUEST: requests[0]}
+            if config.get(wire.WANT_LEVEL):
+                reply |= self._level(parameters, config)
             return score.loss, score.count, {**reply, **self._conversation.say(config)}
 
     # ---- the protocol ---------------------------------------------------------------
+
+    def _level(self, parameters: Arrays, config: Config) -> Metrics:
+        """Give a level to forget down to where the site did not unlearn itself: its hold-out's."""
+        loss, examples, metrics = self.test(parameters, config)
+        if examples < 1 or "accuracy" not in metrics:
+            return {}
+        level = {"loss": float(loss), "accuracy": metrics["accuracy"], "count": int(examples)}
+        return {wire.LEVEL: json.dumps(level)}
 
     def _train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         # The server discards updates of a site that asks for erasure: do not train in vain.
@@ -203,12 +244,26 @@ class ErasureClient(NumPyClient, ABC):
         reply[wire.STEPS] = 3 * evidence.steps
         return arrays, evidence.before.count, {**reply, **self._conversation.say(config)}
 
+    def _differentiate(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
+        """Answer with a gradient: of the erased data for a request, else of what is retained."""
+        reply: Metrics = {wire.KIND: wire.KIND_GRADIENT}
+        if wire.REQUEST in config:
+            requests = _requests(config)
+            reply[wire.REQUEST] = requests[0]
+            ids = self._task({"model": parameters}, config, requests).forget_ids
+        else:
+            ids = self.retained_ids()
+        if not ids:
+            return parameters, 0, {**reply, wire.STEPS: 0, **self._conversation.say(config)}
+        gradient = self.gradient(parameters, ids, str(config.get(wire.SETTINGS, "")))
+        reply[wire.STEPS] = math.ceil(len(ids) / _GRADIENT_BATCH)
+        return gradient, len(ids), {**reply, **self._conversation.say(config)}
+
     def _task(
         self, groups: Mapping[str, Arrays], config: Config, requests: list[str]
     ) -> UnlearningTask:
         """Read the task; the inbox says what is to be erased."""
-        held = self.sample_ids()
-        self.inbox.note_held(held)
+        held = self._note_held()
         if config.get(wire.SCOPE) == "client":
             self.inbox.adopt(requests[0], held)
         for request_id in requests:
@@ -226,6 +281,7 @@ class ErasureClient(NumPyClient, ABC):
             proxies=proxies[0] if proxies else None,
             settings=str(config.get(wire.SETTINGS, "{}")),
             seed=int(config.get(wire.SEED, 0)),
+            extras={name: group for name, group in groups.items() if name not in _KNOWN_GROUPS},
         )
 
     def _forget_set(self, requests: list[str]) -> list[str]:

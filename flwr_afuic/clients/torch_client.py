@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,15 +17,18 @@ from flwr_afuic import wire
 from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics, UnlearningTask
 from flwr_afuic.clients.node import open_inbox as open_inbox
 from flwr_afuic.clients.node import site_privacy
-from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError
+from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError, WireError
 from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
 from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.seeds import derive_seed
+from flwr_afuic.unlearning.ascent import PgaSettings, ascend, start_from_reference
+from flwr_afuic.unlearning.contrast import FcuSettings, unlearn_by_contrast
 from flwr_afuic.unlearning.inference import score
 from flwr_afuic.unlearning.level import ForgetScore
-from flwr_afuic.unlearning.local import unlearn
+from flwr_afuic.unlearning.local import UnlearningOutcome, unlearn
+from flwr_afuic.unlearning.orthogonal import mean_gradient
+from flwr_afuic.unlearning.procedures import read_settings
 from flwr_afuic.unlearning.relearning import relearning_basis
-from flwr_afuic.unlearning.settings import UnlearningSettings
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class SiteData:
     holdout_images, holdout_labels : Tensor or None
         Never trained on; used for evaluation and, where the federation has no proxies, as
         the anchor and the forget level of an unlearning.
+    patients : sequence of str or None, length n
+        Whose each sample is. A patient is then erased as a whole, and stays so.
     """
 
     images: Tensor
@@ -48,6 +53,7 @@ class SiteData:
     ids: Sequence[str]
     holdout_images: Tensor | None = None
     holdout_labels: Tensor | None = None
+    patients: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.labels) == len(self.ids):
@@ -57,6 +63,10 @@ class SiteData:
             )
         if len(set(self.ids)) != len(self.ids):
             raise DataError("sample ids repeat; an erasure could not tell those samples apart")
+        if self.patients is not None and len(self.patients) != len(self.ids):
+            raise DataError(
+                f"{len(self.patients)} patients for {len(self.ids)} samples; name one for each"
+            )
 
 
 class TorchClient(ErasureClient):
@@ -128,6 +138,11 @@ class TorchClient(ErasureClient):
         """See :class:`ErasureClient`."""
         return self._site_data().ids
 
+    def sample_patients(self) -> Mapping[str, str]:
+        """See :class:`ErasureClient`."""
+        data = self._site_data()
+        return dict(zip(data.ids, data.patients, strict=True)) if data.patients else {}
+
     def array_kinds(self) -> Sequence[ArrayKind]:
         """Tell arrays apart by name and dtype, exactly as the server does."""
         return [infer_kind(name, _head(t)) for name, t in self.model().state_dict().items()]
@@ -142,7 +157,7 @@ class TorchClient(ErasureClient):
         optimizer = self.optimizer(model)
         model.train()
         losses, hits, seen = 0.0, 0, 0
-        batches = self._batches(len(rows), generator)
+        batches = self._batches(len(rows), generator, effort=config.get(wire.EFFORT, 1.0))
         for batch in batches:
             images, labels = data.images[rows[batch]], data.labels[rows[batch]]
             optimizer.zero_grad(set_to_none=True)
@@ -179,20 +194,10 @@ class TorchClient(ErasureClient):
         """See :class:`ErasureClient`; by :func:`flwr_afuic.unlearning.local.unlearn`."""
         data, model = self._site_data(), self._loaded(task.snapshot)
         rows = self._rows(task.forget_ids)
-        reference = None if task.reference is None else self._loaded(task.reference)
         holdout = None
         if data.holdout_images is not None and data.holdout_labels is not None:
             holdout = score(model, data.holdout_images, data.holdout_labels)
-        outcome = unlearn(
-            model,
-            forget_x=data.images[rows],
-            forget_y=data.labels[rows],
-            anchor_x=self._anchor(task, data),
-            reference=reference,
-            holdout=holdout,
-            settings=UnlearningSettings.from_json(task.settings),
-            seed=task.seed,
-        )
+        outcome = self._carried_out(task, model, data.images[rows], data.labels[rows], holdout)
         evidence = wire.Evidence(
             before=outcome.before,
             after=outcome.after,
@@ -203,6 +208,50 @@ class TorchClient(ErasureClient):
             delta_norm=outcome.delta_norm,
         )
         return get_arrays(model), evidence
+
+    def _carried_out(
+        self,
+        task: UnlearningTask,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        holdout: ForgetScore | None,
+    ) -> UnlearningOutcome:
+        """Unlearn in place, the way the task's settings name."""
+        settings = read_settings(task.settings)
+        if isinstance(settings, PgaSettings):
+            if "own" in task.extras:
+                own = self._loaded(task.extras["own"])
+                start_from_reference(model, own, settings.sites)
+            return ascend(model, forget_x=x, forget_y=y, settings=settings, seed=task.seed)
+        if isinstance(settings, FcuSettings):
+            downgraded = task.extras.get("downgraded")
+            if downgraded is None:
+                raise WireError("the task brings no downgraded model to contrast with")
+            return unlearn_by_contrast(
+                model,
+                self._loaded(downgraded),
+                forget_x=x,
+                forget_y=y,
+                settings=settings,
+                seed=task.seed,
+            )
+        return unlearn(
+            model,
+            forget_x=x,
+            forget_y=y,
+            anchor_x=self._anchor(task, self._site_data()),
+            reference=None if task.reference is None else self._loaded(task.reference),
+            holdout=holdout,
+            settings=settings,
+            seed=task.seed,
+        )
+
+    def gradient(self, parameters: Arrays, sample_ids: Sequence[str], loss: str) -> Arrays:
+        """See :class:`ErasureClient`; by :func:`flwr_afuic.unlearning.orthogonal.mean_gradient`."""
+        data, rows = self._site_data(), self._rows(sample_ids)
+        model = self._loaded(parameters)
+        return mean_gradient(model, data.images[rows], data.labels[rows], loss=loss)
 
     def relearning_basis(
         self, task: UnlearningTask, unlearned: Arrays, rank: int
@@ -254,11 +303,18 @@ class TorchClient(ErasureClient):
             )
         return data.holdout_images
 
-    def _batches(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Draw the batches of one task: shuffled passes, cut to the number of steps."""
+    def _batches(
+        self, count: int, generator: torch.Generator, *, effort: wire.Scalar = 1.0
+    ) -> list[Tensor]:
+        """Draw the batches of one task: shuffled passes, cut to the number of steps.
+
+        A method may ask for less than the usual ``effort``, in (0, 1], of at least one step.
+        """
         size = min(self.batch_size, count)
         per_epoch = max(1, count // size)
         steps = per_epoch * self.local_epochs if self.local_steps is None else self.local_steps
+        if isinstance(effort, int | float) and 0 < effort < 1:
+            steps = max(1, round(effort * steps))
         batches: list[Tensor] = []
         while len(batches) < steps:
             order = torch.randperm(count, generator=generator)

@@ -48,9 +48,15 @@ def read(connection: sqlite3.Connection) -> list[FiledRequest]:
 
 
 def enter(
-    connection: sqlite3.Connection, notice: ErasureNotice, ids: Sequence[str], note: str
+    connection: sqlite3.Connection,
+    notice: ErasureNotice,
+    ids: Sequence[str],
+    note: str,
+    patients: Sequence[str] = (),
 ) -> ErasureNotice:
     """Put a request on file with its samples; the same one again is returned as it was.
+
+    Of ``patients``, samples that come later are erased too.
 
     Raises
     ------
@@ -87,5 +93,10 @@ def enter(
     connection.executemany(
         "INSERT INTO erased VALUES (?, ?)",
         [(notice.request_id, schema.mark(key, sample)) for sample in ids],
+    )
+    key = schema.derived(connection, schema.PATIENT)
+    connection.executemany(
+        "INSERT INTO erased_patient VALUES (?, ?)",
+        [(notice.request_id, schema.mark(key, patient)) for patient in sorted(set(patients))],
     )
     return notice

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flwr_afuic.erasure import inbox_schema as schema
@@ -86,9 +86,11 @@ class SiteInbox:
 
     # ---- samples --------------------------------------------------------------------
 
-    def note_held(self, sample_ids: Iterable[str]) -> None:
+    def note_held(
+        self, sample_ids: Iterable[str], patients: Mapping[str, str] | None = None
+    ) -> None:
         """Note every sample the site holds now: see :meth:`HeldSamples.note_held`."""
-        self._samples.note_held(sample_ids)
+        self._samples.note_held(sample_ids, patients)
 
     def held(self) -> list[str] | None:
         """Return every sample the site holds, sorted; None before a client noted them."""
@@ -113,6 +115,7 @@ class SiteInbox:
         reason: str = "consent-withdrawn",
         note: str = "",
         request_id: str | None = None,
+        patients: Sequence[str] = (),
     ) -> ErasureNotice:
         """File an erasure; from this moment its samples train no more.
 
@@ -130,6 +133,9 @@ class SiteInbox:
             Free text; stays here.
         request_id : str, optional
             A UUID; made if not given. Filing the same request again returns it unchanged.
+        patients : sequence of str
+            With scope ``samples``: erase every sample of these patients too, and let none that
+            comes later under their ids train.
 
         Raises
         ------
@@ -142,13 +148,15 @@ class SiteInbox:
         """
         if reason not in REASON_CODES:
             raise ErasureError(f"reason is {reason!r}; use one of {', '.join(REASON_CODES)}")
-        if scope == "client" and len(sample_ids):
+        theirs = self._samples.of_patients(patients)
+        listed = theirs.union(sample_ids)
+        if scope == "client" and listed:
             raise ErasureError(
-                f"scope 'client' erases everything the site holds, but {len(sample_ids)} samples "
+                f"scope 'client' erases everything the site holds, but {len(listed)} samples "
                 "are listed; use scope 'samples' to erase these only"
             )
-        holds = set(held)
-        ids = sorted(holds if scope == "client" else set(sample_ids))
+        holds = theirs.union(held)
+        ids = sorted(holds if scope == "client" else listed)
         missing = [sample for sample in ids if sample not in holds]
         if missing:
             raise UnknownSampleError(
@@ -166,7 +174,7 @@ class SiteInbox:
             filed_at=time.time(),
         )
         with self._file.writing() as connection:  # the look and the entry are one step
-            return enter(connection, notice, ids, note)
+            return enter(connection, notice, ids, note, patients)
 
     def adopt(self, request_id: str, held: Iterable[str]) -> list[str]:
         """Take in a client-scope request that the operator filed; return the erased ids."""

@@ -1,8 +1,9 @@
 """Tables of a site's inbox, as numbered migrations, and its keys.
 
-Samples are held by their ids, which the hospital's own tools know them by; what was erased is
-kept as marks: HMACs of ids under a key that never leaves. Once the hospital has deleted a
-sample and :meth:`SiteInbox.note_held` has heard of it, nothing here names it any more.
+Samples and patients are held by their ids, which the hospital's own tools know them by; what
+was erased is kept as marks: HMACs of ids under a key that never leaves. Once the hospital has
+deleted a sample and :meth:`SiteInbox.note_held` has heard of it, nothing here names it or its
+patient any more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from flwr_afuic.state.database import Migration
 
 APPLICATION = 0x41465842
 """Tells an inbox from other SQLite files."""
+
+PATIENT = "patient"
+"""Purpose of the key of patients' marks."""
 
 _FIRST = """
 CREATE TABLE IF NOT EXISTS secret (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -88,6 +92,17 @@ CREATE TABLE certificate (
 );
 """
 
+_THIRD = """
+ALTER TABLE held ADD COLUMN patient_id TEXT;
+ALTER TABLE held ADD COLUMN patient_mark BLOB;
+CREATE INDEX held_by_patient ON held (patient_mark);
+CREATE TABLE erased_patient (
+    request_id TEXT NOT NULL REFERENCES request(id),
+    mark BLOB NOT NULL,
+    PRIMARY KEY (request_id, mark)
+);
+"""
+
 
 def _execute(connection: sqlite3.Connection, script: str) -> None:
     for statement in script.split(";"):  # no text in these scripts holds a semicolon
@@ -114,7 +129,11 @@ def _upgrade(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE erased_mark RENAME TO erased")
 
 
-MIGRATIONS: tuple[Migration, ...] = (_make, _upgrade)
+def _add_patients(connection: sqlite3.Connection) -> None:
+    _execute(connection, _THIRD)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_make, _upgrade, _add_patients)
 
 
 def secret(connection: sqlite3.Connection) -> bytes:
@@ -147,7 +166,17 @@ def hold(connection: sqlite3.Connection, ids: Iterable[str]) -> None:
     """Enter samples among those held, as far as they are not."""
     key = derived(connection, "mark")
     connection.executemany(
-        "INSERT OR IGNORE INTO held VALUES (?, ?)", ((i, mark(key, i)) for i in ids)
+        "INSERT OR IGNORE INTO held (sample_id, mark) VALUES (?, ?)",
+        ((i, mark(key, i)) for i in ids),
+    )
+
+
+def name_patients(connection: sqlite3.Connection, patients: Iterable[tuple[str, str]]) -> None:
+    """Note whose each held sample is: pairs of sample and patient."""
+    key = derived(connection, PATIENT)
+    connection.executemany(
+        "UPDATE held SET patient_id = ?, patient_mark = ? WHERE sample_id = ?",
+        ((patient, mark(key, patient), sample) for sample, patient in patients),
     )
 
 

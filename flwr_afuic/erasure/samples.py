@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr_afuic.errors import DataError
@@ -14,7 +15,9 @@ NAMES = ("sample_id", "id")
 _SEPARATORS = (",", ";", "\t")
 
 
-def read_ids(path: str | Path, column: str | None = None) -> list[str]:
+def read_ids(
+    path: str | Path, column: str | None = None, names: Sequence[str] = NAMES
+) -> list[str]:
     """Read sample ids from a file, in its order, each once.
 
     Parameters
@@ -22,8 +25,10 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
     path : path
         Text in UTF-8: one id a line, or CSV (commas, semicolons or tabs) with a header.
     column : str, optional
-        Name of the column; without it ``sample_id`` or ``id``, in any case, and in a file
-        without such a header every line is an id.
+        Name of the column; without it one of ``names``, in any case, and in a file without
+        such a header every line is an id.
+    names : sequence of str
+        Column names that are recognised.
 
     Raises
     ------
@@ -37,21 +42,23 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
         raise DataError(f"cannot read sample ids from {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8; save it as CSV in UTF-8") from error
-    rows, header = _table(text, column, path)
+    rows, header = _table(text, column, path, names)
     ids = list(dict.fromkeys(row for row in rows if row))
     if not ids:
         raise DataError(f"{path} holds no sample id{header}; write one a line")
     return ids
 
 
-def _table(text: str, column: str | None, path: str | Path) -> tuple[list[str], str]:
+def _table(
+    text: str, column: str | None, path: str | Path, known: Sequence[str]
+) -> tuple[list[str], str]:
     """Return the ids, and words that say under which header they stood."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return [], ""
     for separator in _SEPARATORS:
         names = _cells(lines[0], separator, path)
-        wanted = [column] if column is not None else _known(names)
+        wanted = [column] if column is not None else _known(names, known)
         if len(wanted) > 1:
             raise DataError(f"{path} has the columns {wanted}; name one with --column")
         if wanted and wanted[0] in names:
@@ -64,14 +71,14 @@ def _table(text: str, column: str | None, path: str | Path) -> tuple[list[str], 
         several = next((line for line in lines if len(_cells(line, separator, path)) > 1), None)
         if several is not None:
             raise DataError(
-                f"{path} has several columns and none is called {' or '.join(NAMES)} (a line is "
+                f"{path} has several columns and none is called {' or '.join(known)} (a line is "
                 f"{several[:80]!r}); give it a header and name the column with --column"
             )
     return [cell for line in lines for cell in _cells(line, ",", path)], ""
 
 
-def _known(names: list[str]) -> list[str]:
-    return [name for name in names if name.lower() in NAMES]
+def _known(names: list[str], known: Sequence[str]) -> list[str]:
+    return [name for name in names if name.lower() in known]
 
 
 def _cells(line: str, separator: str, path: str | Path) -> list[str]:

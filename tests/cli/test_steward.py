@@ -28,6 +28,19 @@ def test_samples_are_filed_and_the_id_is_all_that_is_printed(cli, inbox, tmp_pat
     assert "train no more" in ran.err
 
 
+def test_a_patient_is_erased_with_all_there_is_and_will_be_of_them(cli, inbox, tmp_path):
+    whose = {"a": "Smith", "b": "Jones", "c": "Smith", "d": "Kim"}
+    inbox.note_held("abcd", whose)
+    (tmp_path / "patients.csv").write_text("patient_id,letter\nSmith,3 May\n")
+    ran = cli("request", "--inbox", "inbox.sqlite", "--patients", "patients.csv", *REASON)
+    assert ran.status == 0, ran.err
+    assert "2 sample(s)" in ran.err
+    assert "comes later" in ran.err
+    assert "Smith" not in ran.out + ran.err
+    inbox.note_held("abcde", {**whose, "e": "Smith"})
+    assert inbox.tombstones() == {"a", "c", "e"}
+
+
 def test_all_data_of_a_site(cli, inbox):
     ran = cli("request", "--inbox", "inbox.sqlite", "--all", *REASON, "--code", "site-left",
               "--id", uuid(7), "--json")  # fmt: skip
@@ -56,6 +69,8 @@ def test_before_the_client_ran_a_list_of_what_is_held_is_needed(cli, tmp_path):
     [
         (["--inbox", "inbox.sqlite"], ["--samples FILE", "--all"]),
         (["--inbox", "inbox.sqlite", "--all", "--samples", "ids.csv"], ["--samples FILE"]),
+        (["--inbox", "inbox.sqlite", "--all", "--patients", "ids.csv"], ["--patients FILE"]),
+        (["--inbox", "inbox.sqlite", "--patients", "ids.csv", *REASON], ["2 of 2 patients"]),
         (["--inbox", "inbox.sqlite", "--all"], ["--reason is missing"]),
         (["--inbox", "inbox.sqlite", "--all", "--reason", " "], ["--reason is missing"]),
         (["--inbox", "inbox.sqlite", "--all", *REASON, "--code", "because"], ["'because'"]),

@@ -277,3 +277,38 @@ def test_a_client_comes_from_its_context(tmp_path):
     assert isinstance(client, TorchClient)
     assert client.site == "site-2"
     assert len(client.sample_ids()) == 24
+
+
+class Ward(Spy):
+    """A client that knows whose each sample is."""
+
+    count = 24
+
+    def data(self):
+        held = super().data()
+        ids = held.ids[: self.count]
+        whose = [f"person-{row % 4}" for row in range(len(ids))]
+        return SiteData(held.images[: self.count], held.labels[: self.count], ids, patients=whose)
+
+
+def test_an_erased_patient_does_not_train_nor_what_comes_later_of_them(site):
+    client = Ward(site)
+    client.count = 20
+    client.local_steps = 12
+    client.fit(start(), {wire.SEED: 1})
+    client.inbox.file(
+        scope="samples", sample_ids=(), held=client.sample_ids(), patients=["person-1"]
+    )
+    grown = Ward(site)  # rows 20 to 23 came since
+    grown.local_steps = 12
+    _, examples, _ = grown.fit(start(), {wire.SEED: 2})
+    theirs = {1, 5, 9, 13, 17, 21}
+    assert examples == 24 - len(theirs)
+    assert rows_of(grown, grown.seen) == set(range(24)) - theirs
+    (notice,) = grown.inbox.unfinished()
+    assert notice.count == 5
+
+
+def test_every_sample_needs_a_patient_if_one_has():
+    with pytest.raises(DataError, match="1 patients for 2 samples"):
+        SiteData(torch.zeros(2, 1, 4, 4), torch.zeros(2), ["a", "b"], patients=["p"])
