@@ -41,6 +41,8 @@ CERTIFICATE = "afuic.certificate"
 PRIVACY = "afuic.privacy"
 BASIS_RANK = "afuic.basis-rank"
 BATCH = "afuic.batch"
+EFFORT = "afuic.effort"
+WANT_LEVEL = "afuic.want-level"
 
 SITE = "afuic.site"
 CLIENT = "afuic.client"
@@ -49,6 +51,7 @@ PENDING = "afuic.pending-requests"
 EVIDENCE = "afuic.evidence"
 STEPS = "afuic.steps"
 FAILURE = "afuic.failure"
+LEVEL = "afuic.level"
 CANCEL = "afuic.cancel-requests"
 SEEN_HEAD = "afuic.seen-head"
 HAVE_CERTIFICATES = "afuic.have-certificates"
@@ -56,10 +59,12 @@ HAVE_CERTIFICATES = "afuic.have-certificates"
 TASK_TRAIN = "train"
 TASK_UNLEARN = "unlearn"
 TASK_VERIFY = "verify"
+TASK_GRADIENT = "gradient"
 
 KIND_WEIGHTS = "weights"
 KIND_DELTA = "delta"
 KIND_ERASURE = "erasure"
+KIND_GRADIENT = "gradient"
 
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 
@@ -279,6 +284,16 @@ def split_groups(arrays: list[Any], counts: object) -> dict[str, list[Any]]:
 
 def _score(row: Mapping[str, Any]) -> ForgetScore:
     return read_score(row["loss"], row["accuracy"], row["count"])
+
+
+def read_level(text: object) -> ForgetScore | None:
+    """Read a site's forget level, a score as JSON; None where it gave none."""
+    if text is None:
+        return None
+    row = decode_json(text, LEVEL)
+    if not isinstance(row, dict) or not {"loss", "accuracy", "count"} <= set(row):
+        raise WireError(f"{LEVEL} must be a JSON object with loss, accuracy and count")
+    return _score(row)
 
 
 def read_score(loss: object, accuracy: object, count: object) -> ForgetScore:

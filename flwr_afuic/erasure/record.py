@@ -31,7 +31,14 @@ class State(StrEnum):
 
 FOLLOWS: dict[State, frozenset[State]] = {
     State.RECEIVED: frozenset(
-        {State.DISPATCHED, State.MERGED, State.REFUSED, State.FAILED, State.CANCELLED}
+        {
+            State.DISPATCHED,
+            State.HELD,
+            State.MERGED,
+            State.REFUSED,
+            State.FAILED,
+            State.CANCELLED,
+        }
     ),
     State.DISPATCHED: frozenset({State.UNLEARNED, State.RECEIVED, State.FAILED, State.CANCELLED}),
     State.UNLEARNED: frozenset({State.MERGED, State.HELD, State.FAILED, State.CANCELLED}),
@@ -46,7 +53,8 @@ FOLLOWS: dict[State, frozenset[State]] = {
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
-"""Which states may follow which. MEDU goes from received to merged; a forget level that is
+"""Which states may follow which. MEDU goes from received to merged,
+or to held; a forget level that is
 not met goes from verifying back to received; a resurfacing reopens a completed request."""
 
 CLOSED = frozenset(
@@ -84,6 +92,8 @@ class ErasureRecord:
     ``operator``; ``batch`` names the other requests that are unlearned together with this one,
     and ``leader`` the request that carries a follower of such a batch. ``released`` says that
     the operator lets a held delta be merged, ``waiting`` that a small request waits for others.
+    ``method`` is what the operator chose, or empty; ``level`` the forget level where the site did
+    not unlearn itself; ``details`` what a method has to say of it in the certificate.
     """
 
     notice: ErasureNotice
@@ -105,6 +115,9 @@ class ErasureRecord:
     certified: int = 0
     released: bool = False
     waiting: bool = False
+    method: str = ""
+    level: ForgetScore | None = None
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def request_id(self) -> str:
@@ -149,6 +162,9 @@ class ErasureRecord:
             "certified": self.certified,
             "released": self.released,
             "waiting": self.waiting,
+            "method": self.method,
+            "level": None if self.level is None else _score_to(self.level),
+            "details": self.details,
         }
 
     @classmethod
@@ -178,6 +194,9 @@ class ErasureRecord:
                 certified=int(row["certified"]),
                 released=bool(row["released"]),
                 waiting=bool(row["waiting"]),
+                method=str(row["method"]),
+                level=None if row["level"] is None else _score_from(row["level"]),
+                details=dict(row["details"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"a stored erasure request is damaged: {error!r}") from error

@@ -153,7 +153,13 @@ class Admission:
     # ---- from the operator ----------------------------------------------------------
 
     def file_for(
-        self, site: str, reason: str, *, request_id: str = "", known: frozenset[str] = frozenset()
+        self,
+        site: str,
+        reason: str,
+        *,
+        request_id: str = "",
+        method: str = "",
+        known: frozenset[str] = frozenset(),
     ) -> ErasureRecord:
         """File a client-scope erasure for a site.
 
@@ -176,6 +182,7 @@ class Admission:
             request_id or str(uuid.uuid4()), "client", 1, "", reason, self._now()
         )
         record, _ = desk.book.file(notice, site, filed_by="operator", **desk.now())
+        record.method = method
         # The loop takes the snapshot when it comes by; the site trains no more already.
         desk.refuse(site)
         return record

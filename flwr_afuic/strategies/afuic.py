@@ -108,6 +108,8 @@ class AFUIC(ErasureStrategy):
     'delta'
     """
 
+    methods: tuple[str, ...] = ("afuic",)
+
     def __init__(
         self,
         *,

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import time
 from logging import ERROR
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,22 @@ class Certification:
             for key in durability.keys_of(purpose)
             if key.startswith(record.request_id)
         ]
+        self._purge_history(record)
         gone = durability.purge_before(record.merge_version or 0, record.request_id, further)
         if gone:
             files = [{"file": p.file, "sha256": p.digest, "bytes": p.bytes} for p in gone]
             self._desk.book.note(record, "purge", files=files)
             text = f"{len(gone)} file(s) from before the merge deleted"
             self._desk.run.note("purge", record.site, text)
+
+    def _purge_history(self, record: ErasureRecord) -> None:
+        """Delete the site's stored updates, unless they are what it is unlearned by."""
+        settings = self._desk.settings
+        if settings.recorder is None or settings.unlearns_from_store(record):
+            return
+        gone = settings.recorder.purge(record.site)
+        if gone:
+            note_history(self._desk, record, len(gone), sum(deletion.bytes for deletion in gone))
 
     def _certify(self, record: ErasureRecord, durability: Durability) -> None:
         store, run, settings = durability.store, self._desk.run, self._desk.settings
@@ -104,6 +115,10 @@ class Certification:
         versions = {row.number: row.digest for row in store.versions()}
         base, merge = record.base_version or 0, record.merge_version or 0
         method, options = settings.describe()
+        if settings.unlearns_from_store(record):
+            method = f"{method}, from the server's history alone"
+        if record.details:
+            options = {**options, "details": record.details}
         document = build_certificate(
             federation=store.federation,
             request={
@@ -161,6 +176,16 @@ class Certification:
             }
             for row in (*mine, *others[-_LISTED:])
         ]
+        history = record.details.get("history_purged")
+        if history:
+            listed.append(
+                {
+                    "file": f"{history['records']} records of the update history",
+                    "bytes": history["bytes"],
+                    "what": "stored updates of the site",
+                    "at": history["at"],
+                }
+            )
         earlier = others[:-_LISTED]
         if earlier:  # a long run must not make a certificate that no message can carry
             listed.append(
@@ -238,6 +263,15 @@ class Certification:
                 )
                 break
         return news
+
+
+def note_history(desk: ErasureDesk, record: ErasureRecord, records: int, size: int) -> None:
+    """Write down, for ledger and certificate, that a site's stored updates were deleted."""
+    entry = {"records": records, "bytes": size, "at": time.time()}
+    record.details["history_purged"] = entry
+    desk.book.note(record, "purge-history", **entry)
+    text = f"{records} stored update(s) of the site deleted, {size} bytes"
+    desk.run.note("purge-history", record.site, text)
 
 
 def _software() -> dict[str, str]:

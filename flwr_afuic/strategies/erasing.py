@@ -78,6 +78,7 @@ class ErasureStrategy(AsyncStrategy):
     """
 
     withdrawable_updates = True
+    methods: tuple[str, ...] = ()
     merge: MergeRule = "delta"
     relearning_rank = 0
 
@@ -165,6 +166,14 @@ class ErasureStrategy(AsyncStrategy):
     def unlearning_for(self, attempt: int) -> UnlearningSettings:
         """Return the settings with which a site is asked to unlearn."""
         return UnlearningSettings()
+
+    def unlearns_from_store(self, record: ErasureRecord) -> bool:
+        """Whether a request is met from the server's own history, without its site."""
+        return False
+
+    def known_sites(self) -> frozenset[str]:
+        """Sites that need not be connected for the operator to have them erased."""
+        return frozenset()
 
     # ---- requests -------------------------------------------------------------------
 

@@ -167,15 +167,19 @@ class ErasureHooks(RunHooks):
     def _open(self, record: ErasureRecord) -> None:
         """Withdraw the site from training and take the snapshot to unlearn from."""
         self.opened.add(record.request_id)
+        self._announce(record)
+        if self.tasks.begin(record) is None and self.tasks.waits_for_company(record):
+            record.waiting = True
+            self.run.note("waits", record.site, "for other small requests of the site")
+            self.desk.readmit(record.site)
+
+    def _announce(self, record: ErasureRecord) -> None:
+        """Withdraw the site from training and say so."""
         withdrawn = self.desk.withdraw(record.site)
         text = f"erasure {record.request_id} ({record.notice.scope}, {record.notice.reason})"
         if withdrawn:
             text += f"; {withdrawn} unmerged update(s) of the site discarded"
         self.run.note("request", record.site, text)
-        if self.tasks.begin(record) is None and self.tasks.waits_for_company(record):
-            record.waiting = True
-            self.run.note("waits", record.site, "for other small requests of the site")
-            self.desk.readmit(record.site)
 
     # ---- training -------------------------------------------------------------------
 

@@ -71,13 +71,24 @@ class OperatorCommands:
 
     def _obey_erasure(self, command: Command) -> str:
         run = self._desk.run
-        if command.method not in ("", "afuic"):
+        methods = self._desk.settings.methods
+        if command.method not in ("", *methods):
             raise ErasureError(
-                f"method {command.method!r} is not what this server runs; it runs afuic"
+                f"method {command.method!r} is not what this server runs; it runs "
+                f"{', '.join(methods)}"
             )
-        if run.roster.of_site(command.site) is None and not run.has_merged:
+        known = self._desk.settings.known_sites()
+        if (
+            run.roster.of_site(command.site) is None
+            and command.site not in known
+            and not run.has_merged
+        ):
             return ""  # the sites may still be on their way: looked at again at the next poll
         self._admission.file_for(
-            command.site, command.reason or "site-left", request_id=command.request_id
+            command.site,
+            command.reason or "site-left",
+            request_id=command.request_id,
+            method=command.method,
+            known=known,
         )
         return "filed"

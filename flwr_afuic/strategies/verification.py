@@ -44,6 +44,8 @@ class Verification:
             return
         config = run.config_for(member, wire.TASK_VERIFY, {})
         config[wire.REQUEST] = record.request_id
+        config[wire.SCOPE] = record.notice.scope
+        config[wire.WANT_LEVEL] = not record.evidence and record.level is None
         if record.batch:
             config[wire.BATCH] = ",".join((record.request_id, *record.batch))
         content = run.dialect.evaluate(run.record_of(run.version, run.arrays), config)
@@ -73,9 +75,13 @@ class Verification:
             accuracy=score.accuracy,
             count=score.count,
         )
+        if not record.evidence and record.level is None:
+            record.level = wire.read_level(reply.info.get(wire.LEVEL))
         verdict = record.verdict = self._judge(record, score)
         if verdict is None:
-            desk.move(record, State.FAILED, "the site sent no forget level to verify against")
+            text = "the site sent no forget level to verify against"
+            state = State.FAILED if record.evidence else State.COMPLETED_UNVERIFIED
+            desk.move(record, state, text)
         elif not verdict.met:
             if record.state is State.COMPLETED:
                 desk.move(record, State.VERIFYING, f"resurfaced: {verdict.text}")
@@ -85,8 +91,9 @@ class Verification:
 
     def _judge(self, record: ErasureRecord, score: ForgetScore) -> LevelVerdict | None:
         """Compare a score with the request's forget level: the reference's, else the hold-out's."""
-        evidence = record.evidence[-1]
-        level = evidence.reference or evidence.holdout
+        level = record.level
+        if record.evidence:
+            level = record.evidence[-1].reference or record.evidence[-1].holdout
         return None if level is None else forget_level_met(score, level)
 
     def _confirm(self, record: ErasureRecord, verdict: LevelVerdict) -> None:
@@ -101,7 +108,8 @@ class Verification:
     def _retry(self, record: ErasureRecord, verdict: LevelVerdict) -> None:
         """Send a request whose level is not met back for another attempt, or report it."""
         desk = self._desk
-        if record.attempts >= desk.settings.max_attempts:
+        once = desk.settings.unlearns_from_store(record)  # the same history gives the same again
+        if once or record.attempts >= desk.settings.max_attempts:
             text = f"not met after {record.attempts} attempts: {verdict.text}"
             desk.move(record, State.FAILED, text)
             desk.run.note("not-met", record.site, verdict.text)

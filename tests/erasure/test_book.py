@@ -15,7 +15,7 @@ from flwr_afuic.wire import ErasureNotice
 from tests.erasure_helpers import request_id
 
 ALLOWED = {
-    "received": "dispatched merged refused failed cancelled",
+    "received": "dispatched held merged refused failed cancelled",
     "dispatched": "unlearned received failed cancelled",
     "unlearned": "merged held failed cancelled",
     "held": "merged failed cancelled",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
@@ -13,9 +15,10 @@ from flwr_afuic.history.memory import MemoryStore
 from flwr_afuic.history.recorder import Recorder, RecorderSettings
 from flwr_afuic.history.sparsify import Threshold
 from flwr_afuic.history.store import AGGREGATE
+from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies.asynchronous import AsyncStrategy
 from flwr_afuic.strategies.recording import Recording
-from tests.erasure_helpers import AFUIC, federate
+from tests.erasure_helpers import AFUIC, federate, request_id
 from tests.strategies import sites
 from tests.strategies.lives import file_at, three
 
@@ -106,3 +109,15 @@ def test_ours_records_with_erasures_too():
     assert strategy.strategy.recorder is None
     outcome = federate(group, recorder=history, at=file_at(3, group[0]))
     assert outcome.record.state == "completed"
+
+
+def test_afuic_deletes_the_updates_of_an_erased_site_and_certifies_it(tmp_path):
+    history, group = recorder(), three()
+    federate(group, recorder=history, at=file_at(3, group[0]), state_dir=tmp_path)
+    parts = [p for w in history.store.windows() for p in w.participants if p.site == "site-0"]
+    assert parts
+    assert {p.status for p in parts} == {"purged"}
+    with StateStore(tmp_path) as store:
+        document, _, _ = store.certificate(request_id(1))
+    purged = json.loads(document)["purged"]
+    assert any("records of the update history" in entry["file"] for entry in purged)
