@@ -23,6 +23,8 @@ _NEWS = (
     (wire.REFUSED, REFUSED),
 )
 
+_NAMING = (wire.KNOWN, wire.CLOSED, wire.CANCELLED, wire.REFUSED)
+
 
 class Conversation:
     """The site's side of it.
@@ -80,6 +82,7 @@ class Conversation:
         said: Scalars = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self._site}
         known = ids(config, wire.KNOWN)
         news = [n for n in self._inbox.unfinished() if n.request_id not in known]
+        news += self._forgotten(config)
         if news:
             said[wire.PENDING] = wire.encode_notices(news[: wire.MAX_PENDING])
         taken_back = self._inbox.taken_back(known)
@@ -92,6 +95,24 @@ class Conversation:
         if certificates:
             said[wire.HAVE_CERTIFICATES] = ",".join(certificates)
         return said
+
+    def _forgotten(self, config: Mapping[str, Any]) -> list[wire.ErasureNotice]:
+        """Return closed requests that a server of the same federation names no more.
+
+        It went back to a backup from before them, and its model holds the erased data again.
+        """
+        if wire.LEDGER_HEAD not in config or wire.CLOSED not in config:
+            return []
+        try:
+            notice = LedgerNotice.from_json(config[wire.LEDGER_HEAD])
+        except WireError:
+            return []
+        seen = self._inbox.server.newest_head()
+        same = seen is not None and seen["federation"] == notice.head.federation
+        if not same or notice.head.key not in self._inbox.server.known_keys():
+            return []
+        named = set().union(*(ids(config, key) for key in _NAMING))
+        return [n for n in self._inbox.closed() if n.request_id not in named]
 
     def has_news(self, config: Mapping[str, Any]) -> bool:
         """Whether the server has yet to hear of a request."""

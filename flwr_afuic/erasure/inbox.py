@@ -229,6 +229,10 @@ class SiteInbox:
         """
         return self._with_status(FILED, KNOWN)
 
+    def closed(self) -> list[ErasureNotice]:
+        """Requests the server has closed, oldest first."""
+        return self._with_status(CLOSED)
+
     def taken_back(self, known: Iterable[str] = ()) -> list[str]:
         """Ids of requests the server must be told are cancelled, oldest first.
 

@@ -12,6 +12,7 @@ import pytest
 from flwr_afuic.erasure.certificate import verify_certificate
 from flwr_afuic.erasure.ledger import chain
 from flwr_afuic.errors import LedgerError, StateError, StateLockedError
+from flwr_afuic.state.backup import backup, restore
 from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies import AFUIC, AsyncStrategy
 from flwr_afuic.strategies.codec import to_record
@@ -310,3 +311,28 @@ def test_a_long_run_makes_no_endless_certificate(tmp_path, monkeypatch):
     purged = json.loads(document)["purged"]
     assert "files under weights/" in purged[-1]["file"]
     assert 2 < len(purged) < deleted
+
+
+def test_a_server_restored_from_an_old_backup_erases_again(tmp_path):
+    sites = three()
+    federate(sites, rounds=3, state_dir=tmp_path / "state")
+    backup(tmp_path / "state", tmp_path / "backup")
+    done = federate(sites, at=file_at(8, sites[0]), rounds=16, state_dir=tmp_path / "state")
+    assert done.record.state == "completed"
+    assert sites[0].inbox.status(request_id(1)) == "closed"
+    restore(tmp_path / "backup", tmp_path / "restored")
+    again = federate(sites, rounds=20, state_dir=tmp_path / "restored")
+    assert again.record.request_id == request_id(1)
+    assert again.record.state == "completed"
+    assert sum(entry.cause == "erasure" for entry in again.entries) == 1
+    (alarm, *_) = again.events("ledger-alarm")
+    assert "restored from an older copy" in alarm.text
+    assert sites[0].inbox.server.alarms()
+
+
+def test_a_new_federation_is_not_told_of_another_ones_erasures(tmp_path):
+    sites = three()
+    federate(sites, at=file_at(3, sites[0], ["patient-0-1"]), state_dir=tmp_path / "first")
+    assert sites[0].inbox.status(request_id(1)) == "closed"
+    other = federate(sites, rounds=6, state_dir=tmp_path / "second")
+    assert other.strategy.requests == []
