@@ -77,7 +77,7 @@ class Merging:
             self._desk.close(record, State.FAILED, str(error))
             return
         if record.released or self._passes(record, attempt, merged):
-            self._adopt(record, delta, merged)
+            self.adopt(record, delta, merged)
 
     def _passes(self, record: ErasureRecord, attempt: Attempt, merged: Arrays) -> bool:
         """Whether the gate lets a candidate pass now; a candidate it holds waits."""
@@ -140,7 +140,8 @@ class Merging:
             raise WireError("the erasure delta is so large that the merged model is not finite")
         return merged
 
-    def _adopt(self, record: ErasureRecord, delta: Vector, merged: Arrays) -> None:
+    def adopt(self, record: ErasureRecord, delta: Vector, merged: Arrays) -> None:
+        """Make ``merged`` the next version, and have it verified from now on."""
         desk, run = self._desk, self._desk.run
         attempt = desk.attempts[record.request_id]
         snapshot, current = (run.layout.flatten(a) for a in (attempt.snapshot, run.arrays))

@@ -95,7 +95,7 @@ class FederationRun:
         self.result = Result(arrays=initial_arrays)
         self.intake = Intake(self)
         self._evaluations = Evaluations(self.result, self.clock, evaluate_fn)
-        self._train_config = dict(train_config)
+        self.train_config = dict(train_config)
         self._evaluate_config = dict(evaluate_config)
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
         self._round_progress = 0
@@ -314,7 +314,7 @@ class FederationRun:
         return any(sent)
 
     def _send_training(self, member: Member) -> bool:
-        if self.intake.send(member, self._train_config):
+        if self.intake.send(member, self.train_config):
             return True
         task = Task(member, "train", self.version, self.round)
         self._fail(task, "Flower took no message for the node")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from flwr.app import MessageType
@@ -22,8 +24,12 @@ from flwr_afuic.strategies.codec import TrainReply
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk
 from flwr_afuic.strategies.merging import Merging
+from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.unlearning.local import STOP_DIVERGED
 from flwr_afuic.unlearning.reference import distil_reference
+
+if TYPE_CHECKING:
+    from flwr_afuic.strategies.erasing import ErasureStrategy
 
 
 class UnlearningTasks:
@@ -60,7 +66,9 @@ class UnlearningTasks:
         record.base_version = run.version
         record.verified_rounds = 0
         desk.settings.base_models.setdefault(run.version, run.arrays)
-        attempt = Attempt(run.version, run.arrays, self._distil(), run.clock.now())
+        attempt = Attempt(
+            run.version, run.arrays, start_reference(desk.settings, run), run.clock.now()
+        )
         desk.attempts[record.request_id] = attempt
         desk.book.changed.add(record.request_id)  # record and attempt go to disk together
         desk.refuse(record.site)
@@ -69,25 +77,6 @@ class UnlearningTasks:
     def waits_for_company(self, record: ErasureRecord) -> bool:
         """Whether a request has not begun because small ones are unlearned together."""
         return self._desk.settings.batch_size > 1 and waits_for_company(self._desk, record)
-
-    def _distil(self) -> Job[Arrays] | None:
-        """Start making the proxy-distilled reference in the background."""
-        settings, run = self._desk.settings, self._desk.run
-        factory, proxies = settings.model_factory, settings.proxies
-        if factory is None or proxies is None:
-            return None
-        snapshot, options = run.arrays, settings.distillation
-        seed = derive_seed(run.settings.seed, "reference", run.version)
-
-        def make() -> Arrays:
-            teacher, student = factory(), factory()
-            set_arrays(teacher, snapshot)
-            reinitialise(student, seed=seed)
-            with torch.enable_grad():
-                distil_reference(teacher, student, proxies, settings=options, seed=seed)
-            return get_arrays(student)
-
-        return run.worker.submit(make, virtual_seconds=settings.virtual_reference_seconds)
 
     # ---- to the site ----------------------------------------------------------------
 
@@ -191,16 +180,9 @@ class UnlearningTasks:
             text = f"the site cannot carry it out: {str(failure)[:300]}"
             desk.close(record, State.FAILED, text)
             return
-        if reply.info.get(wire.KIND) != wire.KIND_ERASURE:
-            raise WireError("the reply to an unlearning task is no erasure delta")
-        if reply.info.get(wire.REQUEST) != record.request_id:
-            raise WireError("the erasure delta names another request")
-        evidence = wire.Evidence.from_json(reply.info.get(wire.EVIDENCE))
+        evidence = read_evidence(record, reply)
         arrays, basis = self._parts(record, reply)
         run.layout.check(arrays, f"erasure delta of {record.site}")
-        if evidence.stop_reason == STOP_DIVERGED:
-            # The site is back at the snapshot: a zero delta must not pass for an erasure.
-            raise WireError("the unlearning diverged at the site")
         delta = run.layout.flatten(arrays)
         self._merging.check(record, delta)
         run.roster.succeeded(task.member)
@@ -227,3 +209,35 @@ class UnlearningTasks:
         basis = reply.arrays[-1]
         check_basis(basis, rank, layout.trained_size)
         return reply.arrays[:-1], np.asarray(basis, dtype=np.float64)
+
+
+def start_reference(settings: ErasureStrategy, run: FederationRun) -> Job[Arrays] | None:
+    """Start making the proxy-distilled reference of the current model in the background."""
+    factory, proxies = settings.model_factory, settings.proxies
+    if factory is None or proxies is None:
+        return None
+    snapshot, options = run.arrays, settings.distillation
+    seed = derive_seed(run.settings.seed, "reference", run.version)
+
+    def make() -> Arrays:
+        teacher, student = factory(), factory()
+        set_arrays(teacher, snapshot)
+        reinitialise(student, seed=seed)
+        with torch.enable_grad():
+            distil_reference(teacher, student, proxies, settings=options, seed=seed)
+        return get_arrays(student)
+
+    return run.worker.submit(make, virtual_seconds=settings.virtual_reference_seconds)
+
+
+def read_evidence(record: ErasureRecord, reply: TrainReply) -> wire.Evidence:
+    """Read what a site says of its unlearning; WireError if the reply is none for this request."""
+    if reply.info.get(wire.KIND) != wire.KIND_ERASURE:
+        raise WireError("the reply to an unlearning task is no erasure delta")
+    if reply.info.get(wire.REQUEST) != record.request_id:
+        raise WireError("the erasure delta names another request")
+    evidence = wire.Evidence.from_json(reply.info.get(wire.EVIDENCE))
+    if evidence.stop_reason == STOP_DIVERGED:
+        # The site is back at the snapshot: a zero delta must not pass for an erasure.
+        raise WireError("the unlearning diverged at the site")
+    return evidence
