@@ -29,9 +29,9 @@ def report(
         bool, typer.Option("--json", help="With --state: print JSON, for a program to read.")
     ] = False,
 ) -> None:
-    """Report on a run from its record, or on a federation from its server's state directory.
+    """Report on the run in FOLDER, or on a federation from its server's state directory.
 
-    Of a run: report.html and its figures are made again. Of a federation: versions, sites,
+    Of a run: report.html and its figures, made again. Of a federation: versions, sites,
     requests and where each stands, what was kept out, and whether ledger and certificates
     verify. The state directory is only read, and a running server goes on.
 

@@ -12,7 +12,7 @@ from flwr_afuic.report.look import shorten
 from flwr_afuic.report.state_view import StateReport
 from flwr_afuic.report.svg import Frame, Point, Svg, ticks
 from flwr_afuic.report.svg_axes import LETTER, grid, legend, time_axis
-from flwr_afuic.report.times import moment_of
+from flwr_afuic.report.times import known, moment_of
 from flwr_afuic.state.rows import VersionRow
 
 WIDE, NARROW = 860.0, 430.0
@@ -24,7 +24,7 @@ _MOST_NAMES = 12
 
 def figure_versions(report: StateReport, width: float = WIDE) -> Markup:
     """Draw the version over time, with every merged erasure and every start of a server."""
-    versions = [row for row in report.view.versions if row.wall > 0]
+    versions = [row for row in report.view.versions if known(row.wall)]
     svg = Svg(width, 250, "Model versions over time")
     if len(versions) < 2:
         svg.text((width / 2, 125), "Too few versions with a known time.", "note", "middle")
@@ -102,7 +102,7 @@ def figure_staleness(report: StateReport, width: float = NARROW) -> Markup:
 def figure_arrivals(report: StateReport, width: float = NARROW) -> Markup:
     """Draw how many updates came when, those that were not accepted in another colour."""
     svg = Svg(width, 230, "Updates over time")
-    updates = [u for u in report.view.updates if u["wall"] > 0]
+    updates = [u for u in report.view.updates if known(u["wall"])]
     if len(updates) < 2:
         svg.text((width / 2, 115), "Too few updates have come yet.", "note", "middle")
         return svg.render()
@@ -143,10 +143,15 @@ def _draw_bars(svg: Svg, bars: Sequence[tuple[str, int, int]], lost_word: str) -
 def _bars(
     accepted: Counter[int], dropped: Counter[int], most: int, size: int
 ) -> Iterator[tuple[str, int, int]]:
-    for low in range(0, most + 1, size):
-        span = range(low, low + size)
+    kept: Counter[int] = Counter()
+    lost: Counter[int] = Counter()
+    for counts, sums in ((accepted, kept), (dropped, lost)):
+        for staleness, count in counts.items():
+            sums[staleness // size] += count
+    for index in range(most // size + 1):
+        low = index * size
         name = str(low) if size == 1 else f"{low}-{low + size - 1}"
-        yield name, sum(accepted[n] for n in span), sum(dropped[n] for n in span)
+        yield name, kept[index], lost[index]
 
 
 def figure_scores(report: StateReport, width: float = WIDE) -> Markup:

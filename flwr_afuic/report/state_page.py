@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.report.figures import prepare_folder
@@ -81,16 +82,21 @@ def render_state(report: StateReport) -> str:
     """Return the page as text."""
     source = resources.files("flwr_afuic.report").joinpath("state.html")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters.update(
-        printable=_words, named=_named, minute=minute, moment=moment, moment_of=moment_of, size=size
+        named=_named, minute=minute, moment=moment, moment_of=moment_of, size=size
     )
     return environment.from_string(source.read_text(encoding="utf-8")).render(**_context(report))
 
 
-def _words(text: object) -> str:
-    return printable(str(text))
+def _shown(value: object) -> object:
+    """Take control characters out of every text, wherever it comes from."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
 def _named(name: object) -> str:

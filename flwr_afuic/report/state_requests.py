@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr_afuic.erasure.certificate import verify_certificate
 from flwr_afuic.erasure.record import ErasureRecord
 from flwr_afuic.errors import AfuicError, StateError
 from flwr_afuic.state import certificates
 from flwr_afuic.state.reading import StateView
-from flwr_afuic.state.rows import CertificateRow
+from flwr_afuic.state.rows import CertificateRow, RequestRow
 from flwr_afuic.state.standing import Standing, standings
 from flwr_afuic.unlearning.level import ACCURACY_SLACK, LOSS_SHARE, ForgetScore, forget_level_met
 
@@ -153,7 +153,8 @@ def request_views(view: StateView) -> list[RequestView]:
     bodies = {row.id: row.body for row in view.requests}
     found = []
     for standing in _standings(view):
-        record, damage = _record(bodies.get(standing.id))
+        filed = standing.id in bodies
+        record, damage = _record(bodies[standing.id]) if filed else (None, "")
         level = None if record is None else _level(record)
         scores = [] if record is None else _scores(record, level)
         mine = issued.get(standing.id, [])
@@ -162,20 +163,25 @@ def request_views(view: StateView) -> list[RequestView]:
 
 
 def _standings(view: StateView) -> list[Standing]:
+    """Return where each request stands; one whose record is damaged hides no other."""
+    known = {row.id for row in view.requests}
+    waiting = [command for command in view.commands if command.request_id not in known]
+    found = [_standing(row, view) for row in view.requests]
+    return found + standings(replace(view, requests=[], commands=waiting))
+
+
+def _standing(row: RequestRow, view: StateView) -> Standing:
     try:
-        return standings(view)
+        return standings(replace(view, requests=[row]))[0]
     except (AttributeError, KeyError, TypeError, ValueError):
-        # One damaged body would hide every request: the columns beside it still say most.
-        return [
-            Standing(row.id, row.site, row.scope, row.count, row.reason, "site", row.filed_at,
-                     row.state, 0.0, "")
-            for row in view.requests
-        ]  # fmt: skip
+        # The columns beside the damaged record still say most.
+        return Standing(
+            row.id, row.site, row.scope, row.count, row.reason, "site", row.filed_at, row.state,
+            0.0, "",
+        )  # fmt: skip
 
 
 def _record(body: object) -> tuple[ErasureRecord | None, str]:
-    if body is None:
-        return None, ""
     try:
         if not isinstance(body, dict):
             raise StateError("a stored erasure request is damaged: it is no object")

@@ -30,7 +30,7 @@ def time_axis(svg: Svg, frame: Frame) -> None:
     """Write times below a figure: as many as there is room for, as fine as they differ."""
     low, high = frame.x
     room = (frame.right - frame.left) / 92
-    step = next((s for s in _STEPS if (high - low) / s <= room), _STEPS[-1] * 5)
+    step = next((s for s in _STEPS if (high - low) / s <= room), (high - low) / 4)
     dated = False
     for k in range(math.ceil(low / step), math.floor(high / step) + 1):
         at = k * step

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TypeGuard
 
 from flwr_afuic.erasure.certificate.page import size
 
-__all__ = ["age", "minute", "moment", "moment_of", "size"]
+__all__ = ["age", "known", "minute", "moment", "moment_of", "size"]
 
 _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 UNKNOWN = "not known"
+_LATEST = 253_402_300_800.0
+"""The end of the year 9999, in seconds since the epoch."""
+
+
+def known(seconds: float | None) -> TypeGuard[float]:
+    """Whether a time is one that a calendar has; a site's clock may say anything."""
+    return isinstance(seconds, float | int) and 0 < seconds < _LATEST
 
 
 def moment(seconds: float | None) -> str:
@@ -36,12 +44,7 @@ def minute(seconds: float | None) -> str:
 
 
 def _format(seconds: float | None, form: str) -> str:
-    if not seconds or not math.isfinite(seconds):
-        return UNKNOWN
-    try:
-        return time.strftime(form, time.gmtime(seconds))
-    except (ValueError, OverflowError, OSError):
-        return UNKNOWN  # a site's clock may say anything
+    return time.strftime(form, time.gmtime(seconds)) if known(seconds) else UNKNOWN
 
 
 def age(seconds: float | None) -> str:
