@@ -116,6 +116,10 @@ class Recorder:
         """Drop the updates of a site that were not merged; return how many."""
         return self._spool.withdraw(site)
 
+    def discard(self) -> int:
+        """Drop every update that was not merged, as after a round without a result."""
+        return sum(self.withdraw(site) for site in {part.site for part in self._spool.waiting})
+
     def merged(self, version: int, round_: int, *, factor: float = 1.0) -> Window | None:
         """Say that everything added was merged into the model, now ``version``.
 

@@ -133,6 +133,10 @@ def test_what_was_withdrawn_is_not_recorded(store: MemoryStore) -> None:
     assert recorder.withdraw("a") == 0
     assert spooled(store) == 2
     recorder.merged(1, 1)
+    for site in "abb":
+        recorder.add(site, constant(1.0), 1.0)
+    assert recorder.discard() == 3
+    assert recorder.discard() == 0
     assert by_site(recorder.close()) == {"b": (1.0, "stored")}
 
 
