@@ -141,6 +141,22 @@ class Recorder:
         full = len(self.open_sites) >= self.settings.min_sites
         return self.close() if full or len(self._spool.merges) >= self.settings.max_merges else None
 
+    def start(self) -> None:
+        """Make sure that the history is empty, for a model that nobody has trained yet.
+
+        Raises
+        ------
+        HistoryError
+            If it holds updates of an earlier run: they are no part of this model, and unlearning
+            them would take out what was never put in.
+        """
+        windows = sum(1 for _ in self.store.windows())
+        if windows or self._spool.merges:
+            raise HistoryError(
+                f"the history holds {windows} windows of an earlier run; resume that run with its "
+                "state_dir, or name a new history"
+            )
+
     def resume(self, version: int) -> int:
         """Go back to the history as of ``version``; return how many windows were dropped.
 

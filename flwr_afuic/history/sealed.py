@@ -87,12 +87,17 @@ class Sealed:
 def seal(store: UpdateStore, correction: Correction) -> list[Deletion]:
     """Keep the sum of a correction that was applied for good, and delete its sites' records.
 
+    Windows that followed the correction must be without its sites, as they are when the sites are
+    refused training from the request on.
+
     Returns
     -------
     list of Deletion
         What was deleted.
     """
-    through = max((window.number for window in store.windows()), default=0)
+    through = correction.through
+    if through is None:
+        through = max((window.number for window in store.windows()), default=0)
     store.put_arrays(_SEALED, correction.arrays)
     about = {"sites": correction.sites, "through": through, "kappa": correction.kappa}
     store.set(_SEALED, about)

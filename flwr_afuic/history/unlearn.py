@@ -48,6 +48,8 @@ class Correction:
         Which windows of the sites were found, and which removed nothing.
     windows : int
         Windows of the history.
+    through : int, optional
+        Number of the last of them; None stands for the history's last.
     """
 
     sites: tuple[str, ...]
@@ -55,6 +57,7 @@ class Correction:
     arrays: list[NDArray[np.float64]] = field(repr=False)
     coverage: Coverage
     windows: int
+    through: int | None = None
 
     @property
     def norm(self) -> float:
@@ -123,9 +126,9 @@ def unlearn(
     if nobody_left not in get_args(NobodyLeft):
         raise ConfigError(f"nobody_left is {nobody_left!r}; use 'error' or 'remove'")
     work = _Work(store, frozenset(sites), kappa, nobody_left)
-    count = 0
+    count, through = 0, 0
     for window in store.windows():
-        count += 1
+        count, through = count + 1, window.number
         work.take(window)
     unknown = sorted(work.sites - work.coverage.sites)
     if unknown:
@@ -133,7 +136,7 @@ def unlearn(
             f"the history knows nothing of {', '.join(unknown)}; name sites whose updates were "
             "recorded"
         )
-    return Correction(sites, kappa, work.total, work.coverage, count)
+    return Correction(sites, kappa, work.total, work.coverage, count, through)
 
 
 class _Work:

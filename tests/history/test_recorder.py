@@ -284,6 +284,19 @@ def test_if_every_raw_update_is_lost_the_window_says_so(store: MemoryStore) -> N
     assert store.aggregate(1) is None
 
 
+def test_a_new_model_needs_a_new_history(store: MemoryStore) -> None:
+    recorder = Recorder(store, EXACTLY)
+    recorder.start()
+    recorder.add("a", constant(1.0), 1.0)
+    recorder.merged(1, 1)
+    for windows in (0, 1):
+        with pytest.raises(HistoryError, match=f"holds {windows} windows of an earlier run"):
+            Recorder(store, EXACTLY).start()
+        recorder.close()
+    recorder.resume(0)
+    recorder.start()
+
+
 # ---- what is refused ----------------------------------------------------------------
 
 

@@ -310,6 +310,23 @@ def test_a_second_deletion_after_the_first_one_s_records_are_gone(
     close(third.arrays[0], joint)
 
 
+def test_rounds_between_a_correction_and_its_sealing_do_not_age_it(store: MemoryStore) -> None:
+    rounds = equal_rounds(5)
+    later = [{s: u for s, u in updates.items() if s != "a"} for updates in rounds[4:]]
+    kappa = 1.2
+    with MemoryStore() as untouched:
+        record(untouched, rounds[:4] + later)
+        joint = unlearn(untouched, ["a", "b"], kappa=kappa).arrays[0]
+    recorder = record(store, rounds[:4])
+    correction = unlearn(store, ["a"], kappa=kappa)
+    for version, updates in enumerate(later, start=5):
+        for site, (weight, update) in updates.items():
+            recorder.add(site, [update], weight)
+        recorder.merged(version, version)
+    seal(store, correction)
+    close(unlearn(store, ["a", "b"], kappa=kappa).arrays[0], joint)
+
+
 def test_where_participants_change_the_sealed_sum_is_close_and_says_how_close(
     store: MemoryStore,
 ) -> None:
