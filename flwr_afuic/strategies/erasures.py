@@ -232,17 +232,18 @@ class ErasureHooks(RunHooks):
             record, dialect = self.book.get(task.request_id), self.run.dialect
             if task.kind == "unlearn":
                 delta = dialect.read_train(message.content)
-                self.admission.hear_cancellations(task.member, delta.info)
+                # First what the site says: it may cancel the very request, and what is refused
+                # as malformed must not have moved the model.
+                self.run.learn(task.member, delta.info)
                 self.tasks.accept(record, task, delta)
-                info = delta.info
             else:
                 score = dialect.read_evaluate(message.content)
+                self.run.learn(task.member, score.info)
                 if task.kind == "gate":
                     self._judge(record, task, score)
                 else:
                     self.verification.accept(record, task, score)
-                info = score.info
-            self.on_info(task.member, info)
+            self._commit()
 
     def _judge(self, record: ErasureRecord, task: Task, score: EvaluateReply) -> None:
         attempt = self.desk.attempts.get(record.request_id)
@@ -296,7 +297,8 @@ class ErasureHooks(RunHooks):
         if times and not self.certification.owes(record):
             return
         member = self.desk.free_member(record.site)
-        if member is None or member.protocol is None:
+        speaks = record.filed_by == "site" or bool(record.evidence)
+        if member is None or (member.protocol is None and not speaks):
             return
         if self.desk.poll(member):
             self._told[record.request_id] = times + 1

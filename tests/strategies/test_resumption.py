@@ -11,7 +11,7 @@ from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies.gate import GateSettings
 from tests.erasure_helpers import federate, request_id
 from tests.strategies.lives import LIFE, file_at, three
-from tests.strategies.test_durability import Crash
+from tests.strategies.test_durability import Crash, crash_at
 
 NAMES = ["site-0", "site-1", "site-2"]
 HOLDING = GateSettings(score=lambda arrays: float("nan"))
@@ -139,3 +139,26 @@ def test_weights_that_a_crash_left_behind_are_deleted_by_the_next_run(tmp_path):
     with StateStore(tmp_path) as store:
         assert left not in store.vault
         assert left in {purge.digest for purge in store.purges()}
+
+
+def test_a_site_that_only_verified_since_the_restart_still_speaks_the_protocol(tmp_path):
+    """Message-API nodes are not polled when they come: their first word is that reply."""
+    sites = three()
+    options = {"state_dir": tmp_path, "dialect": "message", "names": NAMES, "verify_rounds": 3}
+    with pytest.raises(Crash):
+        federate(sites, at=file_at(3, sites[0]), on_event=crash_at("verified"), **options)
+    sites[0].file(number=2)
+    outcome = federate(sites, rounds=24, **options)
+    assert [record.state for record in outcome.strategy.requests] == ["completed", "completed"]
+
+
+def test_a_site_that_has_left_hears_of_its_end_after_a_restart(tmp_path):
+    sites = three()
+    options = {"state_dir": tmp_path, "dialect": "message", "names": NAMES}
+    options["verify_rounds"] = 1
+    with pytest.raises(Crash):
+        federate(sites, at=file_at(3, sites[0]), on_event=crash_at("completed"), **options)
+    assert sites[0].inbox.status(request_id(1)) == "known"
+    federate(sites, rounds=14, **options)
+    assert sites[0].inbox.status(request_id(1)) == "closed"
+    assert sites[0].inbox.certificate(request_id(1)) is not None
