@@ -18,7 +18,10 @@ deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends
 	$(BIN)/python examples/hospitals/federation.py demo --folder runs/hospitals $(ARGS)
 
 test: lint ## lint, types and the whole test suite
-	$(BIN)/pytest -n 2 --durations 10 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup --durations 10 $(ARGS)
+
+test-crash: $(STAMP) ## real processes killed at every step of an erasure, about an hour
+	$(BIN)/pytest -n 0 -m crash -v tests/e2e $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -164,9 +164,9 @@ def up(federation: Federation) -> None:
     register(federation)
     starting = [name for name in federation.names if name not in running]
     for name in starting:
-        start_supernode(federation, name)
+        start_supernode(federation, name, node_config(federation, name))
     for name in starting:
-        await_supernode(federation, name)
+        await_supernode(federation, name, node_config(federation, name))
 
 
 def start_superlink(federation: Federation) -> None:
@@ -201,25 +201,27 @@ def register(federation: Federation) -> None:
             note.write_text(json.dumps(done) + "\n", encoding="utf-8")
 
 
-def start_supernode(federation: Federation, name: str) -> None:
+def node_config(federation: Federation, name: str) -> dict[str, str]:
+    """Return what a hospital's client app is told of its machine."""
+    folder = federation.site(name).resolve()
+    return {"data": str(folder / "images.npz"), "inbox": str(folder / "inbox.sqlite")}
+
+
+def start_supernode(federation: Federation, name: str, config: Mapping[str, str]) -> None:
     """Start a hospital's SuperNode; it connects to the SuperLink, never the other way round."""
     folder = federation.site(name)
-    node_config = {
-        "data": str((folder / "images.npz").resolve()),
-        "inbox": str((folder / "inbox.sqlite").resolve()),
-    }
     command = [
         program("flower-supernode"),
         *("--superlink", f"{HOST}:{federation.port}"),
         *("--root-certificates", str(folder / "ca.pem")),
         *("--auth-supernode-private-key", str(folder / "node.key")),
         *("--port", str(free_port())),  # for its own helper processes on this machine
-        *("--node-config", toml(node_config)),
+        *("--node-config", toml(config)),
     ]
     federation.services.start(name, command, federation.environment(folder / "flwr"))
 
 
-def await_supernode(federation: Federation, name: str) -> None:
+def await_supernode(federation: Federation, name: str, config: Mapping[str, str]) -> None:
     """Wait until a SuperNode is connected, and start it again where it was refused too early.
 
     The SuperLink takes a SuperNode that was killed for alive for up to a minute, and refuses it
@@ -231,7 +233,7 @@ def await_supernode(federation: Federation, name: str) -> None:
             raise FederationFailed(f"{name} does not connect: {federation.tail(name)}")
         if name not in federation.services.pids():
             time.sleep(5.0)
-            start_supernode(federation, name)
+            start_supernode(federation, name, config)
         time.sleep(0.3)
 
 

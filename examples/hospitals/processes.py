@@ -94,22 +94,24 @@ class Services:
 
         The first one started goes last: it is the one that the others take leave of.
         """
-        known = self.pids()
-        chosen = [known[name] for name in known if not names or name in names]
-        self._end(chosen[1:] if not names else chosen)
         if names:
+            self._stop(list(names))
             return
-        self._end(chosen[:1])
-        # Helpers end by themselves once their parent is gone; whoever does not is ended here.
-        wait_until(lambda: not self.family(), _GRACE_SECONDS)
+        running = list(self.pids())
+        self._stop(running[1:])
+        self._stop(running[:1])
         self._kill(self.family())
         self._record.unlink(missing_ok=True)
 
-    def _end(self, pids: Sequence[int]) -> None:
-        for pid in pids:
+    def _stop(self, names: Sequence[str]) -> None:
+        for pid in [pid for name, pid in self.pids().items() if name in names]:
             _signal(pid, signal.SIGTERM)
-        wait_until(lambda: not set(pids) & set(self.family()), _GRACE_SECONDS)
-        self._kill([pid for pid in self.family() if pid in pids])
+        # Helpers end by themselves once their parent is gone; whoever does not is ended here.
+        wait_until(lambda: not self._families(names), _GRACE_SECONDS)
+        self._kill(self._families(names))
+
+    def _families(self, names: Sequence[str]) -> list[int]:
+        return [pid for name in names for pid in self.family(name)]
 
     def _kill(self, pids: Sequence[int]) -> None:
         for pid in pids:

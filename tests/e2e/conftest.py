@@ -1,0 +1,43 @@
+"""One federation of real processes for all tests of this folder that run in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.harness import Cluster
+
+NAMES = ("hospital-0", "hospital-1", "hospital-2")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out unless they are asked for, as `make test-crash` does."""
+    if "crash" in config.getoption("-m"):
+        return
+    long = [item for item in items if "crash" in item.keywords]
+    if long:
+        items[:] = [item for item in items if "crash" not in item.keywords]
+        config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SuperLink with TLS and node authentication, three SuperNodes, and a run under way."""
+    cluster = Cluster(tmp_path_factory.mktemp("federation"), NAMES)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+        assert cluster.services.family() == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Show the logs' tails with a failure."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.when == "call" and report.failed and cluster is not None:
+        report.sections.append(("logs of the federation", cluster.tails()))
+    return report
