@@ -18,7 +18,7 @@ from flwr_afuic.calibration.steps import ProxySteps
 from flwr_afuic.calibration.transforms import Phi
 from flwr_afuic.errors import DataError
 from flwr_afuic.unlearning.inference import frozen_statistics, index_batches, predict
-from flwr_afuic.unlearning.objectives import kl_divergence
+from flwr_afuic.unlearning.tasks import task_of
 
 Vector = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def keep_fidelity(
         The current model with the erasure delta added. Normalisation statistics stay.
     teacher : nn.Module
         The current model ``w_c`` before the merge. Left unchanged.
-    proxies : Tensor, shape (n, c, h, w)
+    proxies : Tensor, shape (n, c, *spatial)
         Unlabelled images like the task's, none of them erased data.
     phi : Phi
         Applied to the images both models see.
@@ -71,14 +71,14 @@ def keep_fidelity(
     settings = settings or FidelitySettings()
     if len(proxies) == 0:
         raise DataError("no proxies to keep fidelity on; pass some or turn fidelity off")
-    generator = torch.Generator().manual_seed(seed)
+    generator, task = torch.Generator().manual_seed(seed), task_of(teacher)
     batches = index_batches(len(proxies), settings.batch_size, generator)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=settings.lr, momentum=settings.momentum)
     with frozen_statistics(model):
         for _ in range(settings.steps):
             images = phi(proxies[next(batches)], generator=generator)
-            loss = kl_divergence(predict(teacher, images), model(images))
+            loss = task.divergence(predict(teacher, images), model(images))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, settings.clip)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from flwr_afuic.calibration.steps import ProxySteps
-from flwr_afuic.calibration.transforms import Phi
+from flwr_afuic.calibration.transforms import MonaiPhi, Phi
 from flwr_afuic.errors import DataError
 from flwr_afuic.unlearning.inference import frozen_statistics, index_batches, predict
-from flwr_afuic.unlearning.objectives import kl_divergence
+from flwr_afuic.unlearning.tasks import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,12 @@ def calibrate(
     ----------
     model : nn.Module
         The current global model. Normalisation statistics stay as they are.
-    proxies : Tensor, shape (n, c, h, w)
+    proxies : Tensor, shape (n, c, *spatial)
         Unlabelled images like the task's.
     phi : Phi
-        With ``IdentityPhi`` the gradient is zero and the model does not change.
+        With ``IdentityPhi`` the gradient is zero and the model does not change. A segmentation
+        moves with its image: of ``MonaiPhi`` only the changes of intensity are used for one, and
+        any other transformation must leave every voxel in its place.
     settings : InvarianceSettings, optional
     seed : int
         Of the only generator used; several calls may run in threads.
@@ -65,7 +67,9 @@ def calibrate(
     settings = settings or InvarianceSettings()
     if len(proxies) == 0:
         raise DataError("no proxies to calibrate on; pass some or turn prediction invariance off")
-    generator = torch.Generator().manual_seed(seed)
+    generator, task = torch.Generator().manual_seed(seed), task_of(model)
+    if task.dense and isinstance(phi, MonaiPhi):
+        phi = phi.in_place()
     batches = index_batches(len(proxies), settings.batch_size, generator)
     picks = [next(batches) for _ in range(settings.steps)]
     # Only the proxies that are drawn need a teacher: there may be many more.
@@ -76,7 +80,7 @@ def calibrate(
     with frozen_statistics(model):
         for pick, where in zip(picks, place.split([len(p) for p in picks]), strict=True):
             student = model(phi(proxies[pick], generator=generator))
-            loss = kl_divergence(teacher[where], student)
+            loss = task.divergence(teacher[where], student)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, settings.clip)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flwr_afuic.errors import ConfigError, DataError
 from flwr_afuic.unlearning.checks import check_range
 from flwr_afuic.unlearning.inference import frozen_statistics
-from flwr_afuic.unlearning.objectives import kl_divergence
+from flwr_afuic.unlearning.tasks import task_of
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class Phi(Protocol):
     """A random transformation of a batch of images."""
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Transform images of shape (n, c, h, w); every draw comes from ``generator``."""
+        """Transform images of shape (n, c, h, w[, d]); draws come from ``generator`` only."""
         ...
 
 
@@ -40,9 +40,10 @@ class MonaiPhi:
     """Random augmentation, another one for each image: the default Phi.
 
     Rotation, scaling and shift by MONAI's batched ``AffineTransform`` layer (border pixels are
-    repeated), then contrast, brightness and Gaussian noise. Intensities are changed in units of
-    the image's own spread, so any intensity scale will do. MONAI's dictionary transforms work
-    image by image in Python; the layer resamples a batch of 64 in about a millisecond.
+    repeated; of volumes, in the plane of their first two axes), then contrast, brightness and
+    Gaussian noise. Intensities are changed in units of the image's own spread, so any intensity
+    scale will do. MONAI's dictionary transforms work image by image in Python; the layer
+    resamples a batch of 64 in about a millisecond.
 
     Parameters
     ----------
@@ -93,19 +94,36 @@ class MonaiPhi:
 
         Parameters
         ----------
-        images : Tensor, shape (n, c, h, w), floating
+        images : Tensor, shape (n, c, h, w) or (n, c, h, w, d), floating
         generator : torch.Generator
 
         Returns
         -------
-        Tensor, shape (n, c, h, w)
+        Tensor, shape of the images
         """
         moved = self._move(images, generator)
         return self._change_intensity(moved, generator)
 
+    def in_place(self) -> MonaiPhi:
+        """Return the same without rotation, scaling and shift."""
+        return MonaiPhi(
+            rotate=0,
+            scale=0,
+            shift=0,
+            contrast=self.contrast,
+            brightness=self.brightness,
+            noise=self.noise,
+        )
+
     def _move(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.rotate == self.scale == self.shift == 0:
             return images
+        if images.ndim == 5:
+            # Slice by slice, each with its volume's draw: slices become channels.
+            count, channels, height, width, depth = images.shape
+            flat = images.permute(0, 1, 4, 2, 3).reshape(count, channels * depth, height, width)
+            flat = self._move(flat, generator).reshape(count, channels, depth, height, width)
+            return flat.permute(0, 1, 3, 4, 2)
         # Imported here: MONAI takes seconds, and the sites' processes never augment.
         from monai.networks.layers.spatial_transforms import AffineTransform
 
@@ -126,10 +144,11 @@ class MonaiPhi:
         return moved
 
     def _change_intensity(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (len(images), 1, 1, 1)
+        shape = (len(images), *[1] * (images.ndim - 1))
+        rest = tuple(range(1, images.ndim))
         draws = torch.rand(3, *shape, generator=generator, dtype=images.dtype)
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        spread = images.std(dim=(1, 2, 3), keepdim=True)
+        mean = images.mean(dim=rest, keepdim=True)
+        spread = images.std(dim=rest, keepdim=True)
         gain = 1 + self.contrast * (2 * draws[0] - 1)
         offset = self.brightness * (2 * draws[1] - 1)
         changed = mean + gain * (images - mean) + offset * spread
@@ -144,7 +163,7 @@ class SignaturePhi:
 
     Parameters
     ----------
-    perturbation : Tensor, shape (c, h, w)
+    perturbation : Tensor, shape (c, *spatial)
         The pattern; ``SignaturePhi.learn`` makes one.
 
     Notes
@@ -154,9 +173,9 @@ class SignaturePhi:
     """
 
     def __init__(self, perturbation: Tensor) -> None:
-        if perturbation.ndim != 3 or not bool(torch.isfinite(perturbation).all()):
+        if perturbation.ndim not in (3, 4) or not bool(torch.isfinite(perturbation).all()):
             raise ConfigError(
-                f"a signature must be finite and of shape (c, h, w), got "
+                f"a signature must be finite and of shape (c, *spatial), got "
                 f"{tuple(perturbation.shape)}"
             )
         self.perturbation = perturbation.detach().clone()
@@ -191,7 +210,7 @@ class SignaturePhi:
         ----------
         before, after : nn.Module
             Usually the models before and after an erasure's merge. Left unchanged.
-        images : Tensor, shape (n, c, h, w)
+        images : Tensor, shape (n, c, *spatial)
         seed : int
         steps : int, default 40
         bound : float, default 0.5
@@ -205,7 +224,7 @@ class SignaturePhi:
         if len(images) == 0:
             raise DataError("no images to learn a signature on; pass at least one")
         check_range("bound", bound, above=True)
-        generator = torch.Generator().manual_seed(seed)
+        generator, task = torch.Generator().manual_seed(seed), task_of(before)
         start = torch.rand(images.shape[1:], generator=generator, dtype=images.dtype)
         delta = (2 * start - 1) * bound * 0.1
         with frozen_statistics(before), frozen_statistics(after):
@@ -215,7 +234,7 @@ class SignaturePhi:
                 )
                 delta.requires_grad_(True)
                 shown = images[pick] + delta
-                disagreement = kl_divergence(before(shown), after(shown))
+                disagreement = task.divergence(before(shown), after(shown))
                 (slope,) = torch.autograd.grad(disagreement, delta)
                 step = 2.5 * bound / steps * slope.sign()
                 delta = (delta.detach() + step).clamp(-bound, bound)

@@ -29,6 +29,7 @@ from flwr_afuic.unlearning.local import UnlearningOutcome, unlearn
 from flwr_afuic.unlearning.orthogonal import mean_gradient
 from flwr_afuic.unlearning.procedures import read_settings
 from flwr_afuic.unlearning.relearning import relearning_basis
+from flwr_afuic.unlearning.tasks import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class SiteData:
 
     Attributes
     ----------
-    images : Tensor, shape (n, c, h, w)
-    labels : Tensor, shape (n,), int64
+    images : Tensor, shape (n, c, *spatial)
+    labels : Tensor, length n
+        Targets as the model's task has them: int64 of shape (n,) for classification, float32 of
+        (n, classes) for multi-label, int64 of (n, *spatial) for segmentation.
     ids : sequence of str, length n
         Stable across restarts: erasures name samples by them.
     holdout_images, holdout_labels : Tensor or None
@@ -129,8 +132,11 @@ class TorchClient(ErasureClient):
         """Return the optimizer of one local training."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the training loss of one batch; cross-entropy unless overridden."""
-        return nn.functional.cross_entropy(outputs, targets)
+        """Return the training loss of one batch; the task's unless overridden.
+
+        Of classification that is cross-entropy, of segmentation Dice loss plus cross-entropy.
+        """
+        return self._learns().training_loss(outputs, targets)
 
     # ---- ErasureClient --------------------------------------------------------------
 
@@ -156,7 +162,8 @@ class TorchClient(ErasureClient):
         generator = torch.Generator().manual_seed(int(config.get(wire.SEED, 0)))
         optimizer = self.optimizer(model)
         model.train()
-        losses, hits, seen = 0.0, 0, 0
+        losses, hits, seen = 0.0, 0.0, 0
+        task = task_of(model)
         batches = self._batches(len(rows), generator, effort=config.get(wire.EFFORT, 1.0))
         for batch in batches:
             images, labels = data.images[rows[batch]], data.labels[rows[batch]]
@@ -168,7 +175,7 @@ class TorchClient(ErasureClient):
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
             losses += float(loss.detach()) * len(batch)
-            hits += int((outputs.detach().argmax(1) == labels).sum())
+            hits += float(task.scores(outputs.detach(), labels).sum())
             seen += len(batch)
         metrics: Metrics = {
             "train_loss": losses / seen,
@@ -273,6 +280,11 @@ class TorchClient(ErasureClient):
         if not hasattr(self, "_data"):
             self._data = self.data()
         return self._data
+
+    def _learns(self) -> Task:
+        if not hasattr(self, "_known_task"):
+            self._known_task = task_of(self.model())
+        return self._known_task
 
     def _loaded(self, arrays: Arrays) -> nn.Module:
         model = self.model()

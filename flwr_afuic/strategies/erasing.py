@@ -39,7 +39,7 @@ class ErasureStrategy(AsyncStrategy):
     model_factory : callable, optional
         Returns a fresh ``torch.nn.Module`` of the federation's model, its ``state_dict`` in
         the order of the initial arrays.
-    proxies : Tensor or ndarray, shape (n, c, h, w), optional
+    proxies : Tensor or ndarray, shape (n, c, *spatial), optional
         Unlabelled images like the task's, that belong to no site.
     proxies_provenance : str
         Where the proxies come from and under which licence; printed in reports.
@@ -270,9 +270,10 @@ def check_seconds(name: str, seconds: float) -> None:
 
 def _as_images(proxies: Tensor | NDArray[Any]) -> Tensor:
     images = torch.as_tensor(np.asarray(proxies), dtype=torch.float32)
-    if images.ndim != 4 or not len(images):
+    if images.ndim not in (4, 5) or not len(images):
         raise ConfigError(
-            f"proxies have shape {tuple(images.shape)}; they must be (n, channels, height, width)"
+            f"proxies have shape {tuple(images.shape)}; they must be (n, channels, *spatial), with "
+            "two or three spatial axes"
         )
     if not bool(torch.isfinite(images).all()):
         raise ConfigError("proxies hold NaN or infinity; remove those images")

@@ -26,6 +26,7 @@ from flwr_afuic.strategies.codec import EvaluateReply, to_record
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.unlearning.inference import predict
+from flwr_afuic.unlearning.tasks import task_of
 
 GateBy = Literal["auto", "proxies", "sites", "off"]
 ModelFactory = Callable[[], nn.Module]
@@ -224,14 +225,17 @@ class FidelityGate:
 
 
 def disagreement(factory: ModelFactory, proxies: Tensor, before: Arrays, after: Arrays) -> float:
-    """Share of predictions on the proxies that differ between two models, in [0, 1]."""
-    classes = []
+    """How far two models' predictions on the proxies differ, in [0, 1].
+
+    Of classification the share that differs, of segmentation 1 - the Dice between the two.
+    """
+    outputs: list[Tensor] = []
     for arrays in (before, after):
         model = factory()
         set_arrays(model, arrays)
         with torch.no_grad():
-            classes.append(predict(model, proxies).argmax(1))
-    return float((classes[0] != classes[1]).float().mean())
+            outputs.append(predict(model, proxies))
+    return task_of(model).disagreement(*outputs)
 
 
 def _mean(case: GateCase, name: str) -> float:

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from flwr_afuic.errors import DataError
 from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.tasks import CLASSIFICATION, Task, task_of
+
+_MOST_ENTRIES = 2**20
+"""Of a batch of inputs: 256 grey images of 64x64."""
 
 
 @contextmanager
@@ -32,12 +35,13 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     Parameters
     ----------
     model : nn.Module
-    x : Tensor, shape (n, c, h, w)
+    x : Tensor, shape (n, c, *spatial)
     batch_size : int, default 256
+        At most; fewer of large images and volumes, whose features would not fit into memory.
 
     Returns
     -------
-    Tensor, shape (n, k)
+    Tensor, shape (n, k), or (n, k, *spatial) of a segmentation
 
     Raises
     ------
@@ -47,40 +51,71 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     if len(x) == 0:
         raise DataError("no images to predict on; pass at least one")
     with frozen_statistics(model), torch.no_grad():
-        return torch.cat([model(part) for part in torch.split(x, batch_size)])
+        return torch.cat([model(part) for part in torch.split(x, _fitting(x, batch_size))])
 
 
-def score(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> ForgetScore:
-    """Score a model on labelled images.
+def _fitting(x: Tensor, batch_size: int) -> int:
+    return max(1, min(batch_size, _MOST_ENTRIES // max(1, x[0].numel())))
+
+
+def score(
+    model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256, task: Task | None = None
+) -> ForgetScore:
+    """Score a model on images with targets.
 
     Parameters
     ----------
     model : nn.Module
-        Maps (n, c, h, w) to logits (n, k). Left in the mode it came in.
-    x : Tensor, shape (n, c, h, w)
-    y : Tensor, shape (n,), int64
+        Left in the mode it came in.
+    x : Tensor, shape (n, c, *spatial)
+    y : Tensor
+        Targets as the task has them: int64 of shape (n,) for classification.
     batch_size : int, default 256
         Images per forward pass.
+    task : Task, optional
+        What the model says it is for by default.
 
     Returns
     -------
     ForgetScore
-        Mean cross-entropy in nats (infinite where the output is not finite), accuracy, count.
+        Mean loss in nats (infinite where the output is not finite), mean score (accuracy, or the
+        mean Dice of a segmentation), count.
 
     Raises
     ------
     DataError
-        If the set is empty or images and labels differ in number.
+        If the set is empty or images and targets differ in number.
     """
     check_set("scored set", x, y)
-    return score_logits(predict(model, x, batch_size), y)
+    task = task or task_of(model)
+    if not task.dense:
+        return score_logits(predict(model, x, batch_size), y, task)
+    # Volume by volume: all outputs at once would take many times the images' memory.
+    size = _fitting(x, batch_size)
+    parts = [
+        score_logits(predict(model, images, size), targets, task)
+        for images, targets in zip(torch.split(x, size), torch.split(y, size), strict=True)
+    ]
+    loss = sum(part.loss * part.count for part in parts) / len(y)
+    return ForgetScore(loss, sum(part.accuracy * part.count for part in parts) / len(y), len(y))
 
 
-def score_logits(logits: Tensor, y: Tensor) -> ForgetScore:
-    """Score logits of shape (n, k) against labels of shape (n,)."""
-    loss = float(functional.cross_entropy(logits.double(), y))
-    accuracy = float((logits.argmax(dim=1) == y).double().mean())
-    return ForgetScore(loss if math.isfinite(loss) else math.inf, accuracy, len(y))
+def score_logits(logits: Tensor, y: Tensor, task: Task = CLASSIFICATION) -> ForgetScore:
+    """Score logits of shape (n, k, *spatial) against targets."""
+    loss = float(task.mean_loss(logits.double(), y))
+    mean = float(task.scores(logits, y).mean())
+    return ForgetScore(loss if math.isfinite(loss) else math.inf, mean, len(y))
+
+
+def sample_losses(
+    model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256, task: Task | None = None
+) -> Tensor:
+    """Loss of each sample, shape (n,), float64: what membership is told by."""
+    check_set("scored set", x, y)
+    task = task or task_of(model)
+    size = _fitting(x, batch_size)
+    parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
+    return torch.cat([task.losses(predict(model, a, size).double(), b) for a, b in parts])
 
 
 def check_set(name: str, x: Tensor, y: Tensor) -> None:

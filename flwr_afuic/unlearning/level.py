@@ -23,7 +23,8 @@ class ForgetScore:
     loss : float
         Mean cross-entropy in nats. Must not be negative; infinity is allowed, NaN is not.
     accuracy : float
-        Share of images classified as labelled, in ``[0, 1]``.
+        Share of images classified as labelled, in ``[0, 1]``; of other tasks, their score: share
+        of labels that are right, or mean Dice of a segmentation.
     count : int
         Number of images scored, at least 1.
 

@@ -19,8 +19,9 @@ from flwr_afuic.unlearning.inference import (
     score_logits,
 )
 from flwr_afuic.unlearning.level import ForgetScore, forget_level_met
-from flwr_afuic.unlearning.objectives import ForgetBatch, kl_divergence
+from flwr_afuic.unlearning.objectives import ForgetBatch
 from flwr_afuic.unlearning.settings import UnlearningSettings
+from flwr_afuic.unlearning.tasks import task_of
 
 __all__ = ["ForgetScore", "UnlearningOutcome", "UnlearningSettings", "score", "unlearn"]
 
@@ -78,10 +79,11 @@ def unlearn(
     model : nn.Module
         The snapshot ``w_s``; becomes ``w_u``. Normalisation statistics are used and kept, never
         updated: they would carry the erased data.
-    forget_x : Tensor, shape (n, c, h, w)
-    forget_y : Tensor, shape (n,), int64
-        The erased data D_f.
-    anchor_x : Tensor, shape (m, c, h, w)
+    forget_x : Tensor, shape (n, c, *spatial)
+    forget_y : Tensor
+        The erased data D_f, with targets as the model's task has them: int64 of shape (n,) for
+        classification.
+    anchor_x : Tensor, shape (m, c, *spatial)
         Images on which the snapshot's predictions are kept: the proxies, or, where there are
         none, the site's own kept or held-out images. No labels are needed.
     reference : nn.Module or None
@@ -114,7 +116,7 @@ def unlearn(
     anchored = settings.anchor_weight > 0
     if anchored and len(anchor_x) == 0:
         raise DataError("no anchor images; pass proxies or the site's kept images as anchor_x")
-    objective = settings.make_objective()
+    objective, task = settings.make_objective(), task_of(model)
     snapshot = copy.deepcopy(model)
     # The frozen models' outputs do not change: once for all steps, not once a step.
     forget_teacher = predict(snapshot, forget_x)
@@ -122,10 +124,10 @@ def unlearn(
     level = reference_logits = reference_score = None
     if reference is not None:
         reference_logits = predict(reference, forget_x)
-        reference_score = score_logits(reference_logits, forget_y)
+        reference_score = score_logits(reference_logits, forget_y, task)
     elif holdout is not None:
         level, reference_score = holdout.loss, holdout
-    before = score_logits(forget_teacher, forget_y)
+    before = score_logits(forget_teacher, forget_y, task)
 
     generator = torch.Generator().manual_seed(seed)
     forget_batches = index_batches(len(forget_x), settings.batch_size, generator)
@@ -150,10 +152,11 @@ def unlearn(
                 snapshot=forget_teacher[i],
                 reference=None if reference_logits is None else reference_logits[i],
                 level=level,
+                task=task,
             )
             loss = objective.loss(batch)
             if anchored:
-                kept = kl_divergence(anchor_teacher[j], logits[len(i) :])
+                kept = task.divergence(anchor_teacher[j], logits[len(i) :])
                 loss = loss + settings.anchor_weight * kept
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

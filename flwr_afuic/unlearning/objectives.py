@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.tasks import CLASSIFICATION, Task
+from flwr_afuic.unlearning.tasks import kl_divergence as kl_divergence
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,18 @@ class ForgetBatch:
 
     Parameters
     ----------
-    logits : Tensor, shape (n, k)
+    logits : Tensor, shape (n, k, *spatial)
         Of the model being unlearned; carries the gradient.
-    labels : Tensor, shape (n,), int64
-        Labels of D_f.
-    snapshot : Tensor, shape (n, k)
+    labels : Tensor
+        Targets of D_f; of what shape, the task says.
+    snapshot : Tensor, shape (n, k, *spatial)
         Logits of the frozen snapshot ``w_s``.
-    reference : Tensor, shape (n, k), or None
+    reference : Tensor, shape (n, k, *spatial), or None
         Logits of the reference that never saw D_f.
     level : float or None
         Mean loss of held-out data, in nats: stands in for the reference where there is none.
+    task : Task
+        Says what the loss of a sample is.
     """
 
     logits: Tensor
@@ -39,6 +43,7 @@ class ForgetBatch:
     snapshot: Tensor
     reference: Tensor | None = None
     level: float | None = None
+    task: Task = CLASSIFICATION
 
 
 @runtime_checkable
@@ -60,14 +65,6 @@ class UnlearningObjective(Protocol):
 
 
 _FAR = 0.25  # nats below the bound
-_SURE = math.log(9.0)  # log-odds of p = .9
-
-
-def _log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log(p / (1 - p))`` of the labelled class, shape (n,); exact where p rounds to 1."""
-    own = labels[:, None]
-    others = logits.scatter(1, own, float("-inf"))
-    return logits.gather(1, own)[:, 0] - others.logsumexp(dim=1)
 
 
 def _check_finite(name: str, value: float, *, positive: bool) -> None:
@@ -80,12 +77,14 @@ def _check_finite(name: str, value: float, *, positive: bool) -> None:
 class ReferenceBounded:
     """Raise each erased sample's loss to the reference's, and no further (the default).
 
-    ``E_f max(0, l_ref(x, y) + margin - l_w(x, y))``, l = cross-entropy. Forgetting some samples
+    ``E_f max(0, l_ref(x, y) + margin - l_w(x, y))``, l = the task's loss of a sample
+    (cross-entropy; of a segmentation, its mean over the case's voxels). Forgetting some samples
     drags others along; those the reference gets right, which a retrained model would know too,
-    are held back by ``keep * max(0, l_w - l_ref)``. The rest may go beyond the reference: held
-    exactly at it, erased influence came back within a few rounds. Without a reference,
-    ``l_ref`` is the mean loss of the site's held-out data: a weaker bound, since a model that
-    never saw a poisoned sample has a far higher loss on it than on clean held-out data.
+    are held back by ``keep * max(0, l_w - l_ref)``, times the reference's score. The rest may go
+    beyond the reference: held exactly at it, erased influence came back within a few rounds.
+    Without a reference, ``l_ref`` is the mean loss of the site's held-out data: a weaker bound,
+    since a model that never saw a poisoned sample has a far higher loss on it than on clean
+    held-out data.
 
     Cross-entropy has hardly any slope on a sample the model is sure of (``1 - p``), so that
     thoroughly memorised data would never start to move. Where more than a quarter of a nat is
@@ -114,9 +113,10 @@ class ReferenceBounded:
 
     def loss(self, batch: ForgetBatch) -> Tensor:
         """Distance from the reference's loss, weighted by its side, mean over the batch."""
-        own = functional.cross_entropy(batch.logits, batch.labels, reduction="none")
+        task = batch.task
+        own = task.losses(batch.logits, batch.labels)
         if batch.reference is not None:
-            bound = functional.cross_entropy(batch.reference, batch.labels, reduction="none")
+            bound = task.losses(batch.reference, batch.labels)
         elif batch.level is not None:
             bound = torch.full_like(own, batch.level)
         else:
@@ -125,11 +125,10 @@ class ReferenceBounded:
                 "data; pass reference= or holdout="
             )
         missing = bound + self.margin - own
-        beyond = functional.relu(_log_odds(batch.logits, batch.labels) - _SURE)
-        push = torch.where(missing > _FAR, 0.1 * beyond, 0.0)
+        push = torch.where(missing > _FAR, 0.1 * task.certainty(batch.logits, batch.labels), 0.0)
         total = functional.relu(missing) + push
         if batch.reference is not None and self.keep > 0:
-            known = batch.reference.argmax(dim=1) == batch.labels
+            known = task.scores(batch.reference, batch.labels).to(total.dtype)
             total = total + self.keep * known * functional.relu(-missing)
         return total.mean()
 
@@ -160,7 +159,7 @@ class Ascent:
 
     def loss(self, batch: ForgetBatch) -> Tensor:
         """Negative cross-entropy."""
-        return -functional.cross_entropy(batch.logits, batch.labels)
+        return -batch.task.mean_loss(batch.logits, batch.labels)
 
     def reached(self, score: ForgetScore) -> bool:
         """Stop once the mean loss on D_f is at the bound."""
@@ -192,8 +191,8 @@ class AnchoredNpo:
 
     def loss(self, batch: ForgetBatch) -> Tensor:
         """Softplus of the log-ratio of the model's to the snapshot's probability."""
-        own = functional.cross_entropy(batch.logits, batch.labels, reduction="none")
-        before = functional.cross_entropy(batch.snapshot, batch.labels, reduction="none")
+        own = batch.task.losses(batch.logits, batch.labels)
+        before = batch.task.losses(batch.snapshot, batch.labels)
         return 2.0 / self.beta * functional.softplus(self.beta * (before - own)).mean()
 
     def reached(self, score: ForgetScore) -> bool:
@@ -214,31 +213,11 @@ class KlToReference:
                 "objective 'kl-to-reference' needs a reference model; pass reference= or choose "
                 "'reference-bounded', which can do with the score of held-out data"
             )
-        return kl_divergence(batch.reference, batch.logits)
+        return batch.task.divergence(batch.reference, batch.logits)
 
     def reached(self, score: ForgetScore) -> bool:
         """Never early: a fixed budget."""
         return False
-
-
-def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """``KL(softmax(teacher) || softmax(student))``, mean over samples, in nats.
-
-    Parameters
-    ----------
-    teacher, student : Tensor, shape (n, k)
-        Logits; gradient flows through both unless detached.
-
-    Returns
-    -------
-    Tensor, shape ()
-    """
-    return functional.kl_div(
-        functional.log_softmax(student, dim=1),
-        functional.log_softmax(teacher, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
 
 
 _OBJECTIVES: dict[str, Callable[..., UnlearningObjective]] = {

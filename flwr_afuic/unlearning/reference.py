@@ -14,7 +14,7 @@ from flwr_afuic.calibration.transforms import MonaiPhi, Phi
 from flwr_afuic.errors import DataError
 from flwr_afuic.unlearning.checks import check_count, check_range
 from flwr_afuic.unlearning.inference import index_batches, predict
-from flwr_afuic.unlearning.objectives import kl_divergence
+from flwr_afuic.unlearning.tasks import task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def distil_reference(
         The snapshot ``w_s``. Left unchanged.
     student : nn.Module
         Of the same task, freshly initialised by the caller; becomes the reference.
-    proxies : Tensor, shape (n, c, h, w)
+    proxies : Tensor, shape (n, c, *spatial)
         Unlabelled images like the task's, none of them erased.
     settings : DistillationSettings, optional
     phi : Phi, optional
@@ -99,7 +99,7 @@ def distil_reference(
     if len(proxies) == 0:
         raise DataError("no proxies to distil on; pass some, or unlearn without a reference")
     phi = phi if phi is not None else MonaiPhi()
-    generator = torch.Generator().manual_seed(seed)
+    generator, task = torch.Generator().manual_seed(seed), task_of(teacher)
     # No more copies than the steps can use.
     most = math.ceil(settings.steps * settings.batch_size / len(proxies))
     views = [phi(proxies, generator=generator) for _ in range(min(settings.views, most))]
@@ -112,7 +112,7 @@ def distil_reference(
     with _training_without_dropout(student):
         for _ in range(settings.steps):
             pick = next(batches)
-            loss = kl_divergence(labels[pick], student(images[pick]))
+            loss = task.divergence(labels[pick], student(images[pick]))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, settings.clip)

@@ -97,11 +97,13 @@ WRONG = [
     ),
     (
         {"proxies": np.zeros((3, 4)), "model_factory": toy_model},
-        "proxies have shape (3, 4); they must be (n, channels, height, width)",
+        "proxies have shape (3, 4); they must be (n, channels, *spatial), with two or three "
+        "spatial axes",
     ),
     (
         {"proxies": np.zeros((0, 1, 4, 4)), "model_factory": toy_model},
-        "proxies have shape (0, 1, 4, 4); they must be (n, channels, height, width)",
+        "proxies have shape (0, 1, 4, 4); they must be (n, channels, *spatial), with two or three "
+        "spatial axes",
     ),
     (
         {"proxies": np.full((1, 1, 4, 4), np.nan), "model_factory": toy_model},
