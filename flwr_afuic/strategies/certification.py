@@ -137,6 +137,7 @@ class Certification:
             method=method,
             settings=options,
             evidence=dataclasses.asdict(record.evidence[-1]) if record.evidence else None,
+            holdout=None if record.level is None else dataclasses.asdict(record.level),
             scores=[
                 {"version": version, **dataclasses.asdict(score)}
                 for version, score in record.scores
@@ -208,6 +209,8 @@ class Certification:
             why = "deleted as soon as that request is merged or closed"
             what = f"the model of version {other.base_version}"
             kept.append((f"{what}, which request {other.request_id} unlearns from", why))
+        if durability.keys_of("method"):
+            kept.append(("models the method works with", "it needs them as long as it runs"))
         if durability.keys_of("lock"):
             kept.append(
                 ("the direction of the lock", "it is needed as long as the lock is to hold")

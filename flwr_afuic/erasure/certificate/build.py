@@ -52,6 +52,7 @@ def build_certificate(
     kept: Sequence[tuple[str, str]] = (),
     proxies: str | None = None,
     guarantee: Values | None = None,
+    holdout: Values | None = None,
     metrics: Values | None = None,
 ) -> dict[str, Any]:
     """Build the document of a completed erasure from plain values.
@@ -103,6 +104,8 @@ def build_certificate(
         Provenance of the proxy images; None if the server had none.
     guarantee : mapping, optional
         ``kind``, ``text``, ``details`` of a formal guarantee; empirical unless given.
+    holdout : mapping, optional
+        ``loss`` and ``accuracy`` of the site's hold-out, where it did not unlearn itself.
     metrics : mapping, optional
         ``figures`` (flat, numbers) and ``made_with``: measured beside retraining.
 
@@ -118,7 +121,7 @@ def build_certificate(
         :func:`~flwr_afuic.erasure.certificate.verify_certificate` would refuse the certificate.
     """
     issued_at = time.time() if issued_at is None else issued_at
-    level = _level(evidence)
+    level = _level(evidence if evidence is not None else {"holdout": holdout})
     document = {
         "format": FORMAT,
         "version": VERSION,

@@ -242,7 +242,9 @@ def _about_the_rest(document: Mapping[str, Any]) -> Iterator[str]:
         yield "an operator can file for all of a site's data only, not for samples"
     level, evidence = document["verification"]["level"], document["evidence"]
     of = {"reference": "reference", "hold-out": "holdout"}
-    if level is not None and (evidence is None or evidence[of[level["of"]]] is None):
+    # A site that took no part in the unlearning may still give the level, its hold-out's.
+    alone = evidence is None and level is not None and level["of"] == "hold-out"
+    if level is not None and not alone and (evidence is None or evidence[of[level["of"]]] is None):
         yield f"the forget level is the {level['of']}'s, but the evidence holds no such score"
     if document["guarantee"]["kind"] == "formal" and not document["guarantee"]["details"]:
         yield "the guarantee is called formal, but its details are empty"
