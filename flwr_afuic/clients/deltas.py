@@ -62,6 +62,19 @@ class ErasureDelta:
         vector = _flat(unlearned, moved) - _flat(snapshot, moved)
         return cls(snapshot, known, moved, vector)
 
+    @classmethod
+    def of_gradient(
+        cls, gradient: Arrays, model: Arrays, kinds: Sequence[ArrayKind] | None
+    ) -> ErasureDelta:
+        """Take a gradient at a model in place of a difference."""
+        known = list(kinds) if kinds is not None else guess_kinds(model)
+        moved = [kind == "trained" for kind in known]
+        return cls(model, known, moved, _flat(gradient, moved))
+
+    def norm(self, arrays: Arrays) -> float:
+        """Norm of a delta that travels."""
+        return float(np.linalg.norm(_flat(arrays, self.moved)))
+
     @property
     def scale(self) -> float:
         """Norm of the snapshot's arrays that the vector covers."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import ERROR
 from typing import Any
@@ -19,11 +18,13 @@ from numpy.typing import NDArray
 from flwr_afuic import wire
 from flwr_afuic.clients.conversation import Conversation
 from flwr_afuic.clients.deltas import ErasureDelta, difference
+from flwr_afuic.clients.protection import Protection
+from flwr_afuic.clients.sealing import outward, sealed
 from flwr_afuic.erasure.inbox import CANCELLED, SiteInbox
 from flwr_afuic.errors import AfuicError, ErasureError, StateTransitionError
 from flwr_afuic.federation.layout import ArrayKind, Arrays
 from flwr_afuic.unlearning.level import ForgetScore
-from flwr_afuic.unlearning.privacy import DeltaPrivacy, protect, protect_basis
+from flwr_afuic.unlearning.privacy import DeltaPrivacy
 
 Config = dict[str, wire.Scalar]
 Metrics = dict[str, wire.Scalar]
@@ -170,13 +171,13 @@ class ErasureClient(NumPyClient, ABC):
 
     def get_properties(self, config: Config) -> dict[str, wire.Scalar]:
         """Answer the server's light poll: who this is and what was filed."""
-        with _sealed("a poll"):
+        with sealed("a poll"):
             self._conversation.hear(config)
             return self._conversation.say(config)
 
     def fit(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """Train, or carry out an unlearning task."""
-        with _sealed("a train task"):
+        with sealed("a train task"):
             self._conversation.hear(config)
             if config.get(wire.TASK) == wire.TASK_UNLEARN:
                 return self._carry_out(parameters, config)
@@ -186,7 +187,7 @@ class ErasureClient(NumPyClient, ABC):
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
         """Evaluate, or score the model on the erased data of a request or a batch."""
-        with _sealed("an evaluate task"):
+        with sealed("an evaluate task"):
             self._conversation.hear(config)
             if config.get(wire.TASK) != wire.TASK_VERIFY:
                 loss, examples, metrics = self.test(parameters, config)
@@ -236,7 +237,7 @@ class ErasureClient(NumPyClient, ABC):
         except AfuicError as error:
             # Texts may name samples; only the stable code leaves the site.
             log(ERROR, "unlearning for request %s failed: %s", requests[0], error)
-            reply[wire.FAILURE] = _outward(error)
+            reply[wire.FAILURE] = outward(error)
             return snapshot, 0, {**reply, **self._conversation.say(config)}
         if len(arrays) > len(snapshot):
             reply[wire.EXTRAS] = json.dumps({"basis": len(arrays) - len(snapshot)})
@@ -256,6 +257,10 @@ class ErasureClient(NumPyClient, ABC):
         if not ids:
             return parameters, 0, {**reply, wire.STEPS: 0, **self._conversation.say(config)}
         gradient = self.gradient(parameters, ids, str(config.get(wire.SETTINGS, "")))
+        if wire.REQUEST in config:  # of erased data: nearer to them than any delta
+            protection = Protection(self.inbox, self.privacy, config, requests, len(ids))
+            vector = ErasureDelta.of_gradient(gradient, parameters, self.array_kinds())
+            gradient, _ = protection.delta(vector, "gradient")
         reply[wire.STEPS] = math.ceil(len(ids) / _GRADIENT_BATCH)
         return gradient, len(ids), {**reply, **self._conversation.say(config)}
 
@@ -292,52 +297,23 @@ class ErasureClient(NumPyClient, ABC):
         self, task: UnlearningTask, config: Config, requests: list[str]
     ) -> tuple[Arrays, wire.Evidence]:
         """Unlearn; return what may leave the site, and evidence of the model it makes."""
-        privacy = self.privacy
-        if wire.PRIVACY in config:
-            privacy = privacy.stricter(DeltaPrivacy.from_json(config[wire.PRIVACY]))
         count = len(task.forget_ids)
+        protection = Protection(self.inbox, self.privacy, config, requests, count)
         unlearned, evidence = self.unlearn(task)
         delta = ErasureDelta.of(unlearned, task.snapshot, self.array_kinds())
-        arrays, rule = delta.arrays(delta.vector), privacy.rule(count, delta.scale)
-        if rule is not None:
-            key, number = self.inbox.noise_key(requests, delta.vector.tobytes(), str(rule))
-            vector, applied = protect(
-                delta.vector, privacy, count=count, scale=delta.scale, key=key
-            )
-            arrays = delta.arrays(vector)
+        arrays, applied = protection.delta(delta)
+        if applied is not None:
             evidence = replace(
                 evidence,
                 after=self.score(delta.model(arrays), task.forget_ids),
-                delta_norm=float(np.linalg.norm(vector)),
-                privacy={**applied, "release": number},
+                delta_norm=delta.norm(arrays),
+                privacy=applied,
             )
         rank = min(int(config.get(wire.BASIS_RANK, 0)), MOST_RANK)
         basis = self.relearning_basis(task, delta.model(arrays), rank) if rank > 0 else None
         if basis is not None and len(basis):
-            if rule is not None and rule.noise > 0:
-                how = f"{rule} rank {rank}"
-                key, _ = self.inbox.noise_key(requests, basis.tobytes(), how, "basis")
-                basis = protect_basis(basis, noise=rule.noise, key=key)
-            arrays.append(np.asarray(basis, dtype=np.float32))
+            arrays.append(protection.basis(basis, delta, rank))
         return arrays, evidence
-
-
-@contextmanager
-def _sealed(what: str) -> Iterator[None]:
-    """Log what fails here, and let only a stable code out: texts may name samples.
-
-    Flower sends the text of an exception to the server.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - raised again, without its text
-        log(ERROR, "%s failed", what, exc_info=error)
-        raise AfuicError(_outward(error)) from None
-
-
-def _outward(error: Exception) -> str:
-    code = error.code if isinstance(error, AfuicError) else AfuicError.code
-    return f"{code} ({type(error).__name__}); see the site's log"
 
 
 def _requests(config: Mapping[str, Any]) -> list[str]:

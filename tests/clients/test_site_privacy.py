@@ -233,6 +233,40 @@ def test_a_framework_without_a_basis_sends_none(site):
     assert len(arrays) == 1
 
 
+# ---- gradients -----------------------------------------------------------------------
+
+
+def gradient(site, **changes):
+    start = get_arrays(toy_model())
+    asked = {wire.TASK: wire.TASK_GRADIENT, wire.SETTINGS: "cross-entropy", **changes}
+    arrays, count, metrics = ToyClient(site).fit(start, asked)
+    assert metrics[wire.KIND] == wire.KIND_GRADIENT
+    return np.concatenate([a.ravel() for a in arrays]), count
+
+
+def test_the_gradient_of_few_erased_samples_is_protected_as_a_delta_is(toy):
+    toy.file(["patient-0-3"], number=1)
+    request = {wire.REQUEST: request_id(1), wire.SCOPE: "samples"}
+    protected, count = gradient(toy, **request)
+    toy.privacy = NO_PRIVACY
+    raw, _ = gradient(toy, **request)
+    assert count == 1
+    scale = np.linalg.norm(np.concatenate([a.ravel() for a in get_arrays(toy_model())]))
+    clip = min(0.02 * scale, np.linalg.norm(raw))
+    cosine = protected @ raw / np.linalg.norm(raw) / np.linalg.norm(protected)
+    assert np.linalg.norm(protected) == pytest.approx(0.02 * scale * 2.7, rel=0.25)
+    assert cosine == pytest.approx(clip / np.linalg.norm(protected), abs=0.25)
+    again, _ = gradient(toy, **request)
+    assert np.array_equal(raw, again)
+
+
+def test_the_gradient_of_what_is_kept_is_as_an_update_is(toy):
+    kept, count = gradient(toy)
+    toy.privacy = NO_PRIVACY
+    assert np.array_equal(kept, gradient(toy)[0])
+    assert count == 24
+
+
 # ---- batches -------------------------------------------------------------------------
 
 
