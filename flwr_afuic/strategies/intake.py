@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from logging import ERROR
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import MessageType
 
 from flwr_afuic import wire
-from flwr_afuic.errors import WireError
+from flwr_afuic.errors import HistoryError, WireError
 from flwr_afuic.federation.buffer import Update, UpdateBuffer
 from flwr_afuic.federation.journal import UpdateEntry
+from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.screening import UpdateScreen
 from flwr_afuic.federation.snapshots import SnapshotStore
@@ -113,10 +115,28 @@ class Intake:
         taken = Update(member.site, task.version, reply.examples, update)
         taken = run.hooks.take_update(taken, weight)
         self.buffer.add(taken, weight)
-        if run.settings.recorder is not None:
-            trained = run.layout.trained(taken.arrays)
-            run.settings.recorder.add(member.site, trained, reply.examples * weight)
+        self._record_history(member.site, taken.arrays, reply.examples * weight)
         return True
+
+    def _record_history(self, site: str, update: Arrays, weight: float) -> None:
+        recorder = self._run.settings.recorder
+        if recorder is None:
+            return
+        try:
+            recorder.add(site, self._run.layout.trained(update), weight)
+        except HistoryError as error:  # a hole in the history, which its coverage will show
+            self._run.note("not-recorded", site, str(error), level=ERROR)
+
+    def recorded(self, factor: float) -> None:
+        """Tell the history that the buffered updates were merged, times ``factor``."""
+        recorder, run = self._run.settings.recorder, self._run
+        if recorder is None:
+            return
+        try:
+            recorder.merged(run.version, run.round, factor=factor)
+        except HistoryError as error:
+            run.note("not-recorded", "", str(error), level=ERROR)
+            recorder.discard()
 
     def withdraw(self, site: str) -> int:
         """Take a site's unmerged updates out again, of the history too; return how many."""

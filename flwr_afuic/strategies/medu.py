@@ -65,7 +65,7 @@ class MEDU(AFUIC):
         recording: RecorderSettings | None = None,
         kappa: float = 1.0,
         nobody_left: NobodyLeft = "error",
-        recovery_rounds: int = 0,
+        recovery_rounds: int = 5,
         virtual_unlearning_seconds: float = 1.0,
         **afuic: Any,
     ) -> None:

@@ -33,7 +33,8 @@ class Merging:
 
     def check(self, record: ErasureRecord, delta: Vector) -> None:
         """Refuse, before anything moves, a delta that is too large; WireError says why."""
-        self._bound(delta)
+        if not self._desk.settings.unlearns_from_store(record):
+            self._bound(delta)
         self._merged(record, delta)
 
     def begin(self, record: ErasureRecord, delta: Vector, basis: Vector | None) -> None:
@@ -80,7 +81,12 @@ class Merging:
             self.adopt(record, delta, merged)
 
     def _passes(self, record: ErasureRecord, attempt: Attempt, merged: Arrays) -> bool:
-        """Whether the gate lets a candidate pass now; a candidate it holds waits."""
+        """Whether the gate lets a candidate pass now; a candidate it holds waits.
+
+        What the server computed itself is no attack, and its dip is what recovery rounds mend.
+        """
+        if self._desk.settings.unlearns_from_store(record):
+            return True
         if attempt.gate is None:
             before = self._desk.run.arrays
             attempt.gate = self._gate.open(record.request_id, before, merged, record.site)

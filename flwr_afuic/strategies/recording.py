@@ -71,6 +71,7 @@ class Recording(Strategy):
         """Run as Flower's ``Strategy.start``; ours run their own loop, which records itself."""
         options = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
         if not isinstance(self.strategy, AsyncStrategy):
+            self.recorder.start()
             result = super().start(grid, initial_arrays, *options)
             self.recorder.close()
             return result

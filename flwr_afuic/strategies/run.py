@@ -220,6 +220,8 @@ class FederationRun:
         with ExitStack() as ending:
             if self.durability is not None:
                 ending.callback(self.durability.close)
+            if self.settings.recorder is not None and not self._resumes:
+                self.settings.recorder.start()
             ending.callback(self.buffer.clear)
             ending.callback(self.hooks.close)
             ending.callback(self._evaluations.close)
@@ -423,9 +425,8 @@ class FederationRun:
         self._round_progress = rest
         self.round += completed
         self.adopt(candidate, "merge", sites)
-        if self.settings.recorder is not None:
-            # Before the commit: a history that is ahead of the model is cut back on resuming.
-            self.settings.recorder.merged(self.version, self.round, factor=factor)
+        # Before the commit: a history that is ahead of the model is cut back on resuming.
+        self.intake.recorded(factor)
         if completed:
             self._close_round(completed)
         self.commit()

@@ -32,7 +32,7 @@ class StoreRule:
 
     kappa: float = 1.0
     nobody_left: NobodyLeft = "error"
-    recovery_rounds: int = 0
+    recovery_rounds: int = 5
     virtual_seconds: float = 1.0
 
 
@@ -111,12 +111,11 @@ class StoreUnlearning:
             self._end(record, f"the history could not be read: {error}")
             return
         self._found = found
-        verdict = diagnose(
-            self._recorder.store,
-            found,
-            initial=self._initial,
-            final=run.layout.trained(run.arrays),
-        )
+        trained = run.layout.trained(run.arrays)
+        if self._applied is not None:  # the rule's w_T is the model without earlier corrections
+            pairs = zip(trained, self._applied.arrays, strict=True)
+            trained = [array - part for array, part in pairs]
+        verdict = diagnose(self._recorder.store, found, initial=self._initial, final=trained)
         for warning in verdict.warnings:
             run.note("medu-warning", record.site, warning, level=WARNING)
         record.details = {
@@ -125,6 +124,7 @@ class StoreUnlearning:
             "windows": found.windows,
             "coverage": found.coverage.share,
             "coverage_by_site": found.coverage.summary(),
+            "sealed_error": found.coverage.sealed_error,
             "correction_norm": found.norm,
             "ratio_to_training": verdict.ratio if np.isfinite(verdict.ratio) else None,
             "warnings": list(verdict.warnings),
@@ -185,9 +185,9 @@ class StoreUnlearning:
         if self._applied is None:
             return {"initial": True}, {("initial", "0"): _named(self._initial)}
         applied = self._applied
-        state = {"initial": True, "sites": list(applied.sites), "kappa": applied.kappa}
         key = _key_of(applied.sites)
-        return {**state, "key": key}, {
+        state = {"sites": list(applied.sites), "kappa": applied.kappa, "through": applied.through}
+        return {"initial": True, **state, "key": key}, {
             ("initial", "0"): _named(self._initial),
             ("correction", key): _named(applied.arrays),
         }
@@ -202,7 +202,9 @@ class StoreUnlearning:
             return
         arrays = [np.asarray(a) for a in blob("correction", state["key"]).values()]
         sites = tuple(state["sites"])
-        self._applied = Correction(sites, float(state["kappa"]), arrays, Coverage(), 0)
+        self._applied = Correction(
+            sites, float(state["kappa"]), arrays, Coverage(), 0, state["through"]
+        )
         sealed = self._recorder.store.get("sealed")
         if sealed is None or set(sealed["sites"]) != set(sites):
             self._to_seal = self._applied

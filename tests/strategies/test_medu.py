@@ -236,11 +236,11 @@ def test_a_crash_at_any_step_corrects_once(tmp_path, kind):
 
 def test_recovery_rounds_come_before_the_first_verification():
     sites = three()
-    outcome = medu(sites, at={6: erase()}, rounds=40, recovery_rounds=6)
+    outcome = medu(sites, at={6: erase()}, rounds=40, recovery_rounds=9)
     assert outcome.record.state == "completed"
     first = outcome.record.scores[0][0]
     rounds = {entry.version: entry.round for entry in outcome.entries}
-    assert rounds[first] >= outcome.record.merge_round + 6
+    assert rounds[first] >= outcome.record.merge_round + 9
 
 
 def test_a_site_the_history_does_not_know_is_told_so():

@@ -9,7 +9,7 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_afuic.app.local import LocalGrid
-from flwr_afuic.errors import ConfigError
+from flwr_afuic.errors import ConfigError, HistoryError
 from flwr_afuic.history.codec import CodecSettings, decode_record
 from flwr_afuic.history.memory import MemoryStore
 from flwr_afuic.history.recorder import Recorder, RecorderSettings
@@ -121,3 +121,22 @@ def test_afuic_deletes_the_updates_of_an_erased_site_and_certifies_it(tmp_path):
         document, _, _ = store.certificate(request_id(1))
     purged = json.loads(document)["purged"]
     assert any("records of the update history" in entry["file"] for entry in purged)
+
+
+def test_a_new_model_needs_a_new_history():
+    history = recorder()
+    federate(three(), recorder=history, rounds=3)
+    with pytest.raises(HistoryError, match="name a new history"):
+        federate(three(), recorder=history, rounds=3)
+
+
+def test_a_history_that_cannot_be_written_ends_no_training(monkeypatch):
+    history = recorder()
+
+    def full(*arguments, **named):
+        raise HistoryError("no space left on device")
+
+    monkeypatch.setattr(history, "merged", full)
+    outcome = federate(three(), recorder=history, rounds=3)
+    assert outcome.strategy.run.round == 3
+    assert "no space left" in outcome.events("not-recorded")[0].text
