@@ -67,11 +67,17 @@ class Dispatcher:
         self._clock = clock
         self._timeout = timeout
         self._pending: dict[str, Task] = {}
+        self._in_hand: Task | None = None
 
     @property
     def pending(self) -> list[Task]:
         """Tasks in flight, oldest first."""
         return list(self._pending.values())
+
+    @property
+    def unjudged(self) -> list[Task]:
+        """Tasks in flight, and the one whose reply is being looked at."""
+        return self.pending if self._in_hand is None else [*self.pending, self._in_hand]
 
     def send(self, task: Task, message_type: str, content: RecordDict) -> bool:
         """Send a task to its member; return False if Flower took no message for it."""
@@ -102,7 +108,11 @@ class Dispatcher:
             if found or late:
                 task = self._pending.pop(message_id)
                 task.member.busy = False
-                yield task, found[0] if found else None
+                self._in_hand = task
+                try:
+                    yield task, found[0] if found else None
+                finally:
+                    self._in_hand = None
 
     def next_deadline(self) -> float | None:
         """When the next task in flight expires, or None."""

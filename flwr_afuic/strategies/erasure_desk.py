@@ -160,7 +160,7 @@ class ErasureDesk:
         """
         run = self.run
         self.refuse(site)
-        for task in run.dispatcher.pending:
+        for task in run.dispatcher.unjudged:
             if task.member.site == site and task.kind == "train":
                 task.refused = True
         return run.intake.withdraw(site) if run.settings.withdrawable_updates else 0

@@ -52,6 +52,22 @@ def test_a_site_trains_on_while_a_small_request_waits_for_company():
     assert "patient-0-1" not in sites[0].trained_on[-1]
 
 
+def test_an_update_that_was_trained_before_the_request_beside_it_is_discarded():
+    """The samples of a waiting request train no more, not even with the reply that names it."""
+    sites = three()
+
+    def file_once():
+        if len(sites[0].trained_on) == 3:
+            sites[0].file(["patient-0-1"], 1)
+
+    sites[0].on_train = file_once
+    outcome = federate(sites, rounds=12, **TOGETHER)
+    assert outcome.states() == ["received"]
+    (refused,) = outcome.events("update-refused")
+    assert (refused.site, refused.time) == ("site-0", outcome.record.history[0].time)
+    assert any("site-0" in entry.sites for entry in outcome.entries[-4:])
+
+
 def test_company_is_not_waited_for_forever():
     sites = three()
     outcome = federate(
