@@ -33,14 +33,14 @@ class ClinicalSet:
     ids, patients : tuple of str, length n
         Sample ids, and whose each image is.
     rows : tuple of Row, length n
-        Where each comes from.
+        Where each comes from; empty if from no table.
     """
 
     images: Tensor
     targets: Tensor
     ids: tuple[str, ...]
     patients: tuple[str, ...]
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +52,7 @@ class ClinicalSet:
             self.targets[list(positions)],
             tuple(self.ids[i] for i in positions),
             tuple(self.patients[i] for i in positions),
-            tuple(self.rows[i] for i in positions),
+            tuple(self.rows[i] for i in positions) if self.rows else (),
         )
 
 
