@@ -14,6 +14,7 @@ from flwr_afuic.errors import ConfigError, DataError
 
 BEGIN = "<!-- table: flwr-afuic bench figures -->"
 END = "<!-- /table -->"
+_OPENING = "<!-- table:"
 
 _MODELS = {
     "original": "original, at the request",
@@ -94,22 +95,25 @@ def silent_failures(outcome: Outcome) -> str:
     return "\n".join([head, "", *_table(rows), ""])
 
 
-def fill(document: Path, text: str) -> None:
-    """Replace what stands between the two markers of a Markdown file.
+def fill(document: Path, text: str, *, begin_mark: str = BEGIN) -> None:
+    """Replace what stands between a marker of a Markdown file and the closing one after it.
 
     Raises
     ------
     ConfigError
-        If the file cannot be written, or does not hold the markers once each, in order.
+        If the file cannot be written.
+    DataError
+        If it does not hold the marker once, with a closing one of its own after it.
     """
     try:
         old = document.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {document}: {error.strerror}") from error
-    begin, end = old.find(BEGIN), old.find(END)
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or end < begin:
-        raise DataError(f"{document} must hold one line {BEGIN!r} and after it one line {END!r}")
-    new = old[: begin + len(BEGIN)] + "\n\n" + text.strip() + "\n\n" + old[end:]
+    begin = old.find(begin_mark)
+    end = old.find(END, begin)
+    if old.count(begin_mark) != 1 or end < begin or _OPENING in old[begin + 1 : end]:
+        raise DataError(f"{document} must hold one line {begin_mark!r} and after it a line {END!r}")
+    new = old[: begin + len(begin_mark)] + "\n\n" + text.strip() + "\n\n" + old[end:]
     try:
         document.write_text(new, encoding="utf-8")
     except OSError as error:

@@ -11,6 +11,9 @@ from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.cli import options
 from flwr_afuic.errors import ConfigError
 
+_PLAIN_STEPS = {"lr": 0.1, "momentum": 0.0}
+"""Local training in ``bench memory``: gradient steps without memory, as the rule's analysis has."""
+
 app = typer.Typer(help="Experiments that print the documentation's tables.", no_args_is_help=True)
 
 
@@ -127,6 +130,73 @@ def leakage(
         figures |= leakage_table.flat_figures(name, found)
     if json_file is not None:
         write_json(json_file, {"figures": figures, "settings": values, "seeds": seeds})
+
+
+@app.command("memory")
+def memory(
+    datasets: Annotated[str, typer.Option(help="Data sets, with commas between.")] = (
+        "pneumoniamnist,pbc28,mednist"
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0-2 or 1,4.")] = "0-2",
+    rounds: Annotated[int, typer.Option(help="Rounds of the original training.")] = 12,
+    recovery: Annotated[int, typer.Option(help="Rounds of the retained sites afterwards.")] = 5,
+    decay: Annotated[
+        float, typer.Option(help="Step sizes fall as lr * round**-decay; 0 keeps them.")
+    ] = 1.1,
+    clients: Annotated[int, typer.Option(help="Clients of the generated history.")] = 100,
+    parameters: Annotated[int, typer.Option(help="Its parameters.")] = 1_000_000,
+    long: Annotated[
+        bool, typer.Option("--long", help="100 rounds of it besides 20, which takes a while.")
+    ] = False,
+    pairs: options.Settings = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder of finished runs, which are kept.")] = Path(
+        "runs/memory"
+    ),
+    json_file: options.JsonFile = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Fill the marked table of this Markdown file, and draw beside it."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat finished runs.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Store the same updates in many ways, and unlearn a site that left from each.
+
+    Example: flwr-afuic bench memory --seeds 0-2 --markdown docs/results.md
+    """
+    from flwr_afuic.app.demo import write_json
+    from flwr_afuic.bench import memory_table as tables
+    from flwr_afuic.bench.figures import fill
+    from flwr_afuic.bench.history_peak import HistorySize
+    from flwr_afuic.bench.memory import MemorySettings
+    from flwr_afuic.bench.memory_figure import draw
+    from flwr_afuic.bench.memory_runs import MemoryResults, MemoryRunner
+
+    options.use_data_dir(data_dir)
+    sizes = [HistorySize(clients, n, parameters) for n in ((20, 100) if long else (20,))]
+    values = {**_PLAIN_STEPS, **options.read_pairs(pairs or [])}
+    plans = [AppSettings.from_mapping({**values, "dataset": n}) for n in _names(datasets)]
+    asked = MemorySettings(rounds, recovery, decay)
+
+    def told(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    runner = MemoryRunner(out, fresh=fresh, told=told)
+    results = MemoryResults(
+        runner.federations(plans, read_seeds(seeds), asked),
+        runner.codec(),
+        [runner.history(size) for size in sizes],
+    )
+    text = tables.markdown(results)
+    typer.echo(text)
+    if json_file is not None:
+        write_json(json_file, tables.content(results))
+    if markdown is not None:
+        image = draw(results, markdown.parent / "images" / "memory.png")
+        fill(markdown, f"![{tables.CAPTION}](images/{image.name})\n\n{text}",
+             begin_mark=tables.BEGIN)  # fmt: skip
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

@@ -1,0 +1,335 @@
+"""One federation, its updates stored in many forms, and what is unlearned from each.
+
+Training is synchronous, by plain gradient steps whose sizes fall as ``lr * round**-decay`` with a
+finite sum: that is where MEDU's rule has a bound (see :mod:`flwr_afuic.history.diagnosis`). With
+momentum and steps that do not fall it mostly ended farther from retraining than where it began.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context
+from flwr.client import Client
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from flwr_afuic.app.client_app import Hospital, inbox_path, network
+from flwr_afuic.app.federation import build_federation, limit_threads
+from flwr_afuic.app.local import LocalGrid
+from flwr_afuic.app.scoring import Scorer
+from flwr_afuic.app.server_app import initial_arrays
+from flwr_afuic.app.settings import AppSettings
+from flwr_afuic.app.summary import versions
+from flwr_afuic.bench.storage import EXACT, NOT_RECOVERED, UNCOMPRESSED, Form, Stored
+from flwr_afuic.clients.erasure_client import Config, Metrics
+from flwr_afuic.data.probes import Trigger, backdoor_test_images
+from flwr_afuic.erasure.inbox import SiteInbox
+from flwr_afuic.errors import ConfigError
+from flwr_afuic.federation.layout import Arrays, Layout
+from flwr_afuic.history.diagnosis import diagnose
+from flwr_afuic.history.memory import MemoryStore
+from flwr_afuic.history.recorder import Recorder, RecorderSettings
+from flwr_afuic.metrics import average_gap, backdoor_success, parameter_distance_ratio
+from flwr_afuic.models.arrays import set_arrays
+from flwr_afuic.seeds import derive_seed
+from flwr_afuic.strategies.bounds import NoUnlearning
+from flwr_afuic.strategies.codec import from_record, to_record
+from flwr_afuic.unlearning.inference import predict
+
+Told = Callable[[str], None]
+
+_OFFSET = "bench.rounds-before"
+_ROUND = "server-round"
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What of the experiment the app's settings do not name.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds of the original, each a window of all sites; and of retraining.
+    recovery : int
+        Rounds of the retained sites after unlearning.
+    decay : float
+        Step sizes are ``lr * round**-decay``.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of its range.
+    """
+
+    rounds: int = 12
+    recovery: int = 5
+    decay: float = 1.1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 2 or self.recovery < 1 or not 0 <= self.decay <= 10:
+            raise ConfigError(
+                f"{self.rounds} rounds, {self.recovery} of recovery, decay {self.decay}: at least "
+                "2 and 1 rounds and a decay from 0 to 10 are needed"
+            )
+
+
+def measure(
+    settings: AppSettings,
+    memory: MemorySettings,
+    forms: dict[str, tuple[str, Form]],
+    *,
+    told: Told = lambda line: None,
+) -> dict[str, Any]:
+    """Train, store in every form, unlearn from each, recover, and score everything.
+
+    Parameters
+    ----------
+    settings : AppSettings
+        Data, model, local training; the seed of everything.
+    memory : MemorySettings
+        The rest.
+    forms : dict of str to (str, Form)
+        As :func:`flwr_afuic.bench.storage.forms` returns them; the uncompressed one is needed.
+    told : callable
+        Gets a line of text per step.
+
+    Returns
+    -------
+    dict
+        Plain values: ``forms`` by name, ``models``, ``diagnosis``, settings and versions.
+    """
+    limit_threads()
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="flwr-afuic-memory-") as folder:
+        bench = _Bench(settings, memory, Path(folder), told)
+        try:
+            content = bench.run(forms)
+        finally:
+            bench.close()
+    return {
+        "dataset": build_federation(settings).dataset.name,
+        "synthetic": build_federation(settings).dataset.synthetic,
+        **content,
+        "settings": asdict(settings),
+        "memory": asdict(memory),
+        "versions": versions(),
+        "wall_seconds": time.monotonic() - began,
+    }
+
+
+class _FallingSteps(Hospital):
+    """A hospital of the app whose learning rate falls with the round."""
+
+    decay = 0.0
+    _round = 1
+
+    def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
+        self._round = int(config.get(_ROUND, 1)) + int(config.get(_OFFSET, 0))
+        return super().train(parameters, config)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        lr = self.settings.lr * self._round**-self.decay
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=self.settings.momentum)
+
+
+class _Bench:
+    """The federation of one run."""
+
+    def __init__(
+        self, settings: AppSettings, memory: MemorySettings, folder: Path, told: Told
+    ) -> None:
+        self.settings, self.memory, self.folder, self.told = settings, memory, folder, told
+        self.data = build_federation(settings)
+        self.scorer = Scorer(settings)
+        self.grid = LocalGrid(self._app(), settings.sites, threads=1)
+        self.names = list(network(settings).state_dict())
+        self.initial = from_record(initial_arrays(settings))
+        self.layout = Layout.of(self.names, self.initial)
+        self.probe = None
+        if settings.scenario == "backdoor":
+            trigger = Trigger.for_channels(self.data.dataset.channels)
+            self.probe = backdoor_test_images(self.data.tuning, trigger, self.data.backdoor_label)
+
+    def close(self) -> None:
+        self.grid.close()
+
+    def _app(self) -> ClientApp:
+        def client_fn(context: Context) -> Client:
+            partition = int(context.node_config["partition-id"])
+            inbox = SiteInbox(inbox_path(self.folder / "sites", partition))
+            client = _FallingSteps(self.settings, partition, inbox)
+            client.decay = self.memory.decay
+            return client.to_client()
+
+        return ClientApp(client_fn)
+
+    # ---- training -------------------------------------------------------------------
+
+    def train(
+        self,
+        start: Arrays,
+        rounds: int,
+        *,
+        purpose: str,
+        without: tuple[str, ...] = (),
+        before: int = 0,
+        recorder: Recorder | None = None,
+    ) -> dict[int, Arrays]:
+        """Train synchronously; return the model after each round, counted from ``before``."""
+        models: dict[int, Arrays] = {}
+        strategy = NoUnlearning(
+            without=without,
+            mode="sync",
+            min_available_nodes=self.settings.sites,
+            evaluate_every=0,
+            seed=derive_seed(self.settings.seed, purpose),
+            recorder=recorder,
+            on_version=lambda entry, arrays: models.update({before + entry.round: arrays}),
+        )
+        strategy.start(
+            self.grid,
+            to_record(self.names, start),
+            num_rounds=rounds,
+            train_config=ConfigRecord({_OFFSET: before}),
+        )
+        return models
+
+    def run(self, forms: dict[str, tuple[str, Form]]) -> dict[str, Any]:
+        settings, memory = self.settings, self.memory
+        end = memory.rounds
+        exact = MemoryStore()
+        with exact:
+            exact.set("seed", derive_seed(settings.seed, "history"))
+            recorder = Recorder(exact, RecorderSettings(codec=EXACT, aggregate=EXACT))
+            self.told("original")
+            original = self.train(self.initial, end, purpose="run", recorder=recorder)[end]
+            left = (settings.target,)
+            total = end + memory.recovery
+            self.told("retraining")
+            retrained = self.train(self.initial, total, purpose="run", without=left)
+            fresh = from_record(initial_arrays(settings, derive_seed(settings.seed, "floor-model")))
+            self.told("retraining with another seed")
+            floor = self.train(fresh, total, purpose="floor", without=left)
+            self.judge = _Judge(self, original, retrained[end], retrained[total])
+            models = {
+                "original": self._both(original),
+                "retrain": self.judge.both(retrained[end], retrained[total]),
+                "retrain_floor": self.judge.both(floor[end], floor[total]),
+            }
+            windows = list(exact.windows())
+            found, warnings = self._forms(exact, forms, original)
+        return {
+            "forms": found,
+            "models": models,
+            "diagnosis": warnings,
+            "client_rounds": sum(len(window.participants) for window in windows),
+            "entries": self.layout.trained_size,
+            "target_share": windows[0].participants[0].weight,
+        }
+
+    def _forms(
+        self, exact: MemoryStore, forms: dict[str, tuple[str, Form]], original: Arrays
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        found: dict[str, Any] = {}
+        scored: dict[bytes, dict[str, Any]] = {}
+        diagnosis: dict[str, Any] = {}
+        for name, (words, form) in forms.items():
+            self.told(name)
+            stored = form.store(exact, self.folder / "stores" / name, self.settings.target)
+            trained = stored.correction.apply(self.layout.trained(original))
+            same = b"".join(array.tobytes() for array in trained)
+            if same not in scored:  # forms without loss give the same model
+                unlearned = self.layout.with_trained(
+                    self.layout.flatten(self._whole(trained, original)), original
+                )
+                scored[same] = self._both(unlearned, recover=name not in NOT_RECOVERED)
+            found[name] = {"words": words, **_sizes(stored), **scored[same]}
+            if name == UNCOMPRESSED:
+                verdict = diagnose(
+                    exact,
+                    stored.correction,
+                    initial=self.layout.trained(self.initial),
+                    final=self.layout.trained(original),
+                    step_sizes=[
+                        self.settings.lr * j**-self.memory.decay
+                        for j in range(1, self.memory.rounds + 1)
+                    ],
+                )
+                diagnosis = {
+                    "ratio": verdict.ratio,
+                    "decay": None if math.isnan(verdict.decay) else verdict.decay,
+                    "warnings": list(verdict.warnings),
+                }
+        return found, diagnosis
+
+    def _whole(self, trained: list[Any], model: Arrays) -> Arrays:
+        """Put trained arrays into their places among a model's arrays."""
+        parts = iter(trained)
+        return [
+            next(parts) if spec.kind == "trained" else array
+            for spec, array in zip(self.layout.specs, model, strict=True)
+        ]
+
+    def _both(self, model: Arrays, *, recover: bool = True) -> dict[str, Any]:
+        """Score a model as it is, and after its recovery."""
+        if not recover:
+            return self.judge.both(model, None)
+        end, more = self.memory.rounds, self.memory.recovery
+        left = (self.settings.target,)
+        later = self.train(model, more, purpose="recovery", without=left, before=end)
+        return self.judge.both(model, later[end + more])
+
+
+class _Judge:
+    """Scores beside retraining's at the same round."""
+
+    def __init__(self, bench: _Bench, original: Arrays, merge: Arrays, later: Arrays) -> None:
+        self._bench, self._original, self._retrained = bench, original, (merge, later)
+        self._scores = [bench.scorer.score(model) for model in self._retrained]
+
+    def both(self, model: Arrays, later: Arrays | None) -> dict[str, Any]:
+        """Score a model at the erasure, and after the recovery rounds if there were any."""
+        recovered = None if later is None else self._one(later, 1)
+        return {"merge": self._one(model, 0), "recovered": recovered}
+
+    def _one(self, arrays: Arrays, moment: int) -> dict[str, Any]:
+        bench = self._bench
+        scores = bench.scorer.score(arrays)
+        layout = bench.layout
+        distance = parameter_distance_ratio(
+            layout.trained(arrays),
+            layout.trained(self._retrained[moment]),
+            layout.trained(self._original),
+        )
+        model = network(bench.settings)
+        set_arrays(model, arrays)
+        tuning = bench.data.tuning
+        hits = predict(model, tuning.images).argmax(1) == tuning.labels
+        probe = None
+        if bench.probe is not None:
+            predictions = predict(model, bench.probe).argmax(1).numpy()
+            probe = backdoor_success(predictions, bench.data.backdoor_label)
+        return {
+            **asdict(scores),
+            "average_gap": average_gap(scores, self._scores[moment]),
+            "distance": distance,
+            "validation": float(hits.double().mean()),
+            "validation_backdoor": probe,
+        }
+
+
+def _sizes(stored: Stored) -> dict[str, Any]:
+    return {
+        "records": stored.records,
+        "disk": stored.disk,
+        "coverage": stored.correction.coverage.share,
+        "correction_norm": stored.correction.norm,
+    }
