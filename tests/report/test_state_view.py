@@ -267,3 +267,25 @@ def test_ids_are_cut_only_as_far_as_they_tell_apart(tmp_path):
         for name in ids:
             tx.put_request(RequestRow(name, "a", "client", "received", 1, "other", 1.0, {}))
     assert read_report(tmp_path).short == {name: name[:13] for name in ids}
+
+
+@pytest.mark.parametrize("state", ["received", "dispatched"])
+def test_a_site_pauses_until_it_has_unlearned(tmp_path, state):
+    with StateStore(tmp_path) as store, store.transaction() as tx:
+        for site, reached in (("a", state), ("b", "unlearned"), ("c", "verifying")):
+            tx.put_request(RequestRow(site, site, "samples", reached, 1, "other", 1.0, {}))
+    standing = {site.name: site.standing for site in read_report(tmp_path).sites}
+    assert standing["a"] == "pauses until it has unlearned"
+    assert standing["b"] == standing["c"] == "has sent no update"
+
+
+def test_a_good_update_ends_a_row_of_bad_ones(tmp_path):
+    with StateStore(tmp_path) as store, store.transaction() as tx:
+        fates = ["quarantined", "quarantined", "accepted", "quarantined", "quarantined"]
+        tx.log_updates(
+            {"time": 1.0, "round": 0, "version": 0, "site": "a", "base_version": 0,
+             "staleness": 0, "examples": 1, "fate": fate} for fate in fates
+        )  # fmt: skip
+    report = read_report(tmp_path)
+    assert report.sites[0].row_of_bad == 2
+    assert notices(report) == []

@@ -96,22 +96,21 @@ def test_other_directories_are_errors(directory, tmp_path):
 
 def test_weights_deleted_while_they_were_looked_for_are_not_missed(directory, monkeypatch):
     """A server drops and deletes a version between the two looks of a survey."""
-    with StateStore(directory) as store:
-        digest = next(iter(store.holdings().values()))
     looks = []
     sizes_of = module.sizes_of
+    with StateStore(directory, exclusive=True) as store:
+        digest = store.holdings()["model", "1"]
 
-    def sizes(folder):
-        looks.append(folder)
-        if len(looks) == 1:
-            with StateStore(directory) as store:
+        def sizes(folder):
+            looks.append(folder)
+            if len(looks) == 1:
                 with store.transaction() as tx:
                     tx.drop("model", "1")
                 store.vault.delete(digest)
-        return sizes_of(folder)
+            return sizes_of(folder)
 
-    monkeypatch.setattr(module, "sizes_of", sizes)
-    assert survey(directory).weights == []
+        monkeypatch.setattr(module, "sizes_of", sizes)
+        assert survey(directory).weights == []
     assert len(looks) == 2
 
 
