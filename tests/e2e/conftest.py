@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.e2e.harness import Cluster
-
-NAMES = ("hospital-0", "hospital-1", "hospital-2")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,20 +23,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A SuperLink with TLS and node authentication, three SuperNodes, and a run under way."""
-    cluster = Cluster(tmp_path_factory.mktemp("federation"), NAMES)
-    try:
+    with closing(Cluster(tmp_path_factory.mktemp("federation"))) as cluster:
         cluster.start()
         yield cluster
-    finally:
-        cluster.close()
-        assert cluster.services.family() == []
+    assert cluster.services.family() == []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """Show the logs' tails with a failure."""
     report = yield
-    cluster = getattr(item, "funcargs", {}).get("cluster")
+    funcargs = getattr(item, "funcargs", {})
+    cluster = next((c for c in funcargs.values() if isinstance(c, Cluster)), None)
     if report.when == "call" and report.failed and cluster is not None:
         report.sections.append(("logs of the federation", cluster.tails()))
     return report

@@ -29,6 +29,7 @@ import machines  # noqa: E402
 from crashes.holding import VARIABLE  # noqa: E402
 from crashes.task import ERASURE_STEP, sample_ids, weight_of  # noqa: E402
 
+NAMES = ("hospital-0", "hospital-1", "hospital-2")
 PATIENCE = 240.0
 PER_REQUEST = 10
 
@@ -36,7 +37,10 @@ PER_REQUEST = 10
 class Cluster:
     """One federation and what a test does to it."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, names: tuple[str, ...] = NAMES, *, reference: bool = False
+    ) -> None:
+        self._reference = reference
         self.federation = machines.prepare(folder, names)
         self.hold_folder = folder / "hold"
         self.hold_folder.mkdir()
@@ -74,19 +78,13 @@ class Cluster:
         """Wait for a SuperNode that was started, which the SuperLink may refuse for a minute."""
         machines.await_supernode(self.federation, name, self._config(name))
 
-    def start_run(self, *, reference: bool = False) -> None:
+    def start_run(self) -> None:
         config = {
             "state-dir": str(self.federation.state),
             "sites": len(self.federation.names),
-            "reference": reference,
+            "reference": self._reference,
         }
         self.run_id = machines.start_run(self.federation, APP, config)
-
-    def restart_run(self, *, reference: bool) -> None:
-        """End the run as an operator does, and start another on the same state directory."""
-        self.federation.flwr("stop", self.run_id, machines.CONNECTION)
-        self.wait_for("the server app ends", lambda: not self.server_app(), 60.0)
-        self.start_run(reference=reference)
 
     def server_app(self) -> list[int]:
         """Ids of the server app's processes: there should be one."""
@@ -122,8 +120,10 @@ class Cluster:
 
     # ---- steps ---------------------------------------------------------------------
 
-    def hold(self, step: str) -> None:
-        (self.hold_folder / f"hold-{step}").touch()
+    def hold(self, site: str, *steps: str) -> None:
+        """Hold whoever comes to these steps of an erasure of the site."""
+        for step in steps:
+            (self.hold_folder / f"hold-{step}-{site}").touch()
 
     def is_held(self, step: str) -> bool:
         return (self.hold_folder / f"at-{step}").exists()
@@ -135,6 +135,25 @@ class Cluster:
         """Let whoever is held at a step go on, if it still lives."""
         (self.hold_folder / f"hold-{step}").unlink()
         (self.hold_folder / f"at-{step}").unlink(missing_ok=True)
+
+    def survive(self, process: str, step: str, site: str) -> None:
+        """Kill a process at a held step of a site's erasure, and start what it takes to go on."""
+        held = f"{step}-{site}"
+        self.await_held(held)
+        self.note_versions()
+        if process == "supernode":
+            self.kill_site(site)
+            self.let_go(held)
+            self.start_site(site)
+            return
+        if process == "superlink":
+            self.kill_superlink()
+            self.let_go(held)
+            machines.start_superlink(self.federation)
+        else:
+            self.kill_server_app()
+            self.let_go(held)
+        self.start_run()
 
     # ---- requests ------------------------------------------------------------------
 
