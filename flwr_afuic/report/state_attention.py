@@ -91,7 +91,7 @@ def _damage(report: StateReport) -> Iterator[Notice]:
             "A part of the state directory cannot be read",
             f"{problem}. What this report shows is without it. Stop the server and restore a "
             "backup.",
-            ("flwr-afuic restore BACKUP NEW-DIRECTORY",),
+            ("flwr-afuic restore BACKUP --state NEW-DIRECTORY",),
         )
     if report.survey.weights:
         yield Notice(
@@ -136,17 +136,19 @@ def _proof(report: StateReport) -> Iterator[Notice]:
         if request.state in ("completed", "completed-unverified") and not request.certificates
     ]
     if lacking and report.version is not None:
+        failed = [e["text"] for e in report.view.events if e["kind"] == "certificate-failed"]
+        why = f" Said last: {failed[-1]}" if failed else ""
         yield Notice(
             "warn",
             f"{_requests(len(lacking))} completed without a certificate on file",
-            f"It concerns {_names(lacking)}. The server issues what is missing at its next start; "
-            "its log says what kept it from doing so.",
+            f"It concerns {_names(lacking)}. The server issues what is missing at its next "
+            f"start.{why}",
         )
 
 
 def _decisions(report: StateReport) -> Iterator[Notice]:
     for request in report.requests:
-        if request.state != "held":
+        if request.state != "held" or (request.record is not None and request.record.released):
             continue
         standing, state = request.standing, _quoted(report)
         asked = f" You have asked for: {', '.join(standing.asked)}." if standing.asked else ""

@@ -161,7 +161,9 @@ def _unfolded(report: StateReport) -> list[RequestView]:
 
 def _charted(report: StateReport) -> list[RequestView]:
     """Return the requests whose curves are drawn: all, or the open and the newest ones."""
-    drawable = [r for r in report.requests if r.record is not None and r.record.evidence]
+    drawable = [
+        r for r in report.requests if r.scores or (r.record is not None and r.record.evidence)
+    ]
     older = len(drawable) - _CHARTED
     return [r for index, r in enumerate(drawable) if r.open or index >= older]
 
@@ -204,6 +206,7 @@ class _Group:
     files: int = 0
     bytes: int = 0
     waiting: int = 0
+    records: int = 0
     purposes: list[str] = field(default_factory=list)
 
     @property
@@ -219,6 +222,8 @@ class _Group:
             some = ", ".join(str(number) for number in versions[:12])
             more = f" and {len(versions) - 12} more" if len(versions) > 12 else ""
             words.append(f"model{'s' if len(versions) > 1 else ''} of version {some}{more}")
+        if self.records:
+            words.append(f"{self.records} stored updates of the site")
         kinds = {purpose.partition("/")[0] for purpose in self.purposes} - {"version"}
         return "; ".join([*words, *(_HELD.get(kind, kind) for kind in sorted(kinds))])
 
@@ -240,4 +245,15 @@ def _purged(report: StateReport) -> list[_Group]:
         group.wall = max(group.wall, row.wall)
         group.waiting += not row.done
         group.purposes += row.purposes
+    for entry in report.view.ledger:
+        if entry.kind == "purge-history":
+            request_id = str(entry.body.get("request", ""))
+            group = groups.setdefault(request_id, _Group(request_id))
+            group.wall = max(group.wall, entry.time)
+            group.records += _count(entry.body.get("records"))
+            group.bytes += _count(entry.body.get("bytes"))
     return list(reversed(groups.values()))
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0

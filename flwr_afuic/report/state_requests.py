@@ -115,6 +115,10 @@ class RequestView:
     @property
     def meaning(self) -> str:
         """What the state means."""
+        if self.record is not None and self.record.waiting:
+            return "it waits for other small requests of its site, to be unlearned with them"
+        if self.record is not None and self.record.released and self.state == "held":
+            return "released by you; it is merged as soon as a server comes by"
         return STATES.get(self.state, ("", "", "a state this version does not know"))[2]
 
     @property
@@ -191,8 +195,9 @@ def _record(body: object) -> tuple[ErasureRecord | None, str]:
 
 
 def _level(record: ErasureRecord) -> Level | None:
+    """Return what the engine verifies against: the reference's score, else the hold-out's."""
     if not record.evidence:
-        return None
+        return None if record.level is None else Level("hold-out", record.level)
     evidence = record.evidence[-1]
     if evidence.reference is not None:
         return Level("reference", evidence.reference)

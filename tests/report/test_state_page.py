@@ -264,3 +264,12 @@ def test_times_for_reading():
     assert [moment(x) for x in (0, None, 1e300, float("nan"))] == ["not known"] * 4
     found = [age(x) for x in (0, 59, 60, 3599, 86_400 * 12 + 7200, -5, None)]
     assert found == ["0 s", "59 s", "1 min", "59 min", "12 d", "0 s", "not known"]
+
+
+def test_stored_updates_that_were_deleted_are_listed(tmp_path):
+    with StateStore(tmp_path) as store, store.transaction() as tx:
+        tx.append("purge-history", {"request": uid(1), "records": 12, "bytes": 4096, "at": START})
+        tx.append("purge-history", {"request": EVIL, "records": EVIL, "bytes": None})
+    text = Page(render_state(read_report(tmp_path))).text
+    assert "12 stored updates of the site" in text
+    assert "4.1 kB" in text

@@ -289,3 +289,43 @@ def test_a_good_update_ends_a_row_of_bad_ones(tmp_path):
     report = read_report(tmp_path)
     assert report.sites[0].row_of_bad == 2
     assert notices(report) == []
+
+
+def changed(busy, folder, number, **body):
+    """A directory with one request of the busy one, its stored record changed."""
+    with StateStore(busy) as store:
+        row = store.request(uid(number))
+    with StateStore(folder) as store, store.transaction() as tx:
+        tx.put_request(replace(row, body={**row.body, **body}))
+    return read_report(folder)
+
+
+def test_a_level_that_came_without_an_unlearning_at_the_site(busy, tmp_path):
+    level = {"loss": 1.0, "accuracy": 0.3, "count": 8}
+    (request,) = changed(busy, tmp_path, 3, evidence=[], level=level).requests
+    assert (request.level.of, request.level.accuracy) == ("hold-out", pytest.approx(0.35))
+    assert not any(entry.met for entry in request.scores)
+
+
+def test_what_the_operator_released_asks_for_nobody(busy, tmp_path):
+    report = changed(busy, tmp_path, 2, released=True)
+    assert "waits for you" not in " ".join(notice.title for notice in notices(report))
+    assert report.requests[0].meaning.startswith("released by you")
+
+
+def test_a_small_request_that_waits_for_company_says_so(busy, tmp_path):
+    report = changed(busy, tmp_path, 2, waiting=True, state="received")
+    assert "waits for other small requests" in report.requests[0].meaning
+
+
+def test_what_kept_a_certificate_from_being_made_is_said(busy, tmp_path):
+    changed(busy, tmp_path, 1)
+    with StateStore(tmp_path) as store:
+        digest = store.vault.put({})
+        with store.transaction() as tx:
+            tx.put_version(0, 0, 0.0, 1.0, "initial", (), digest)
+            tx.hold("version", "0", digest)
+            event = {"time": 1.0, "round": 1, "version": 1, "kind": "certificate-failed"}
+            tx.log_events([{**event, "text": "no room on the disk"}])
+    (found,) = notices(read_report(tmp_path))
+    assert found.text.endswith("Said last: no room on the disk")
