@@ -108,8 +108,8 @@ def restore(
 ) -> None:
     """Make a state directory from a BACKUP, folder or .tar, once every part of it is verified.
 
-    What happened after the backup is lost, erasures included. Requests that are open at their
-    sites come in again; those closed since the backup must be filed anew.
+    What happened after the backup is lost, erasures included. Requests come in again from the
+    sites that hold them, those closed since the backup too; what you filed yourself does not.
 
     Example: flwr-afuic restore /backup/afuic-2026-05-31.tar --state /srv/afuic
     """

@@ -14,6 +14,8 @@ STUCK = 86400.0
 """Seconds without a step after which an open request is called stuck."""
 SILENT = 3
 """Quarantined updates one after the other from which a site is named."""
+_LATELY = 30 * 86400.0
+"""Seconds for which a restored backup is told of."""
 ROOM = 5
 """Times the largest file of weights that should be free on the disk."""
 
@@ -124,12 +126,7 @@ def _proof(report: StateReport) -> Iterator[Notice]:
         title = "A certificate does" if len(broken) == 1 else f"{len(broken)} certificates do"
         texts = [f"{issued.row.file}: {_few(issued.problems)}" for issued in broken]
         yield Notice("bad", f"{title} not verify", _few(texts))
-    for alarm in report.alarms:
-        yield Notice(
-            "bad",
-            f"Site {alarm.site} has seen another ledger",
-            f"{alarm.problem}. If no backup was restored, somebody has changed the ledger.",
-        )
+    yield from _alarms(report)
     lacking = [
         request
         for request in report.requests
@@ -143,6 +140,29 @@ def _proof(report: StateReport) -> Iterator[Notice]:
             f"{_requests(len(lacking))} completed without a certificate on file",
             f"It concerns {_names(lacking)}. The server issues what is missing at its next "
             f"start.{why}",
+        )
+
+
+def _alarms(report: StateReport) -> Iterator[Notice]:
+    """Tell sites that a restored backup explains from those that nothing explains."""
+    restored = [o.wall for o in report.occasions if o.kind == "restored"]
+    explained = [a for a in report.alarms if any(wall <= a.wall for wall in restored)]
+    for alarm in (alarm for alarm in report.alarms if alarm not in explained):
+        yield Notice(
+            "bad",
+            f"Site {alarm.site} has seen another ledger",
+            f"{alarm.problem}. No backup was restored before, so somebody has changed the ledger.",
+        )
+    recent = [alarm for alarm in explained if report.at - alarm.wall < _LATELY]
+    if recent:
+        sites = sorted({alarm.site for alarm in recent})
+        some = ", ".join(sites[:5]) + (f" and {len(sites) - 5} more" if len(sites) > 5 else "")
+        yield Notice(
+            "warn",
+            "A backup was restored that lacks what sites have seen since",
+            f"It concerns {some}. What was done after the backup is lost; requests come in "
+            "again by themselves from sites that still hold them. Their stewards see a warning, "
+            "and should hear from you why.",
         )
 
 

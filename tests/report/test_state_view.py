@@ -329,3 +329,21 @@ def test_what_kept_a_certificate_from_being_made_is_said(busy, tmp_path):
             tx.log_events([{**event, "text": "no room on the disk"}])
     (found,) = notices(read_report(tmp_path))
     assert found.text.endswith("Said last: no room on the disk")
+
+
+def test_an_alarm_that_a_restored_backup_explains_is_told_for_a_while(tmp_path):
+    with StateStore(tmp_path) as store:
+        for kind, body in (
+            ("ledger-alarm", {"site": "a", "problem": "row 3 is not the one the site has seen"}),
+            ("restored", {"row": 1, "hash": "x"}),
+            ("ledger-alarm", {"site": "b", "problem": "its tail was cut"}),
+            ("ledger-alarm", {"site": "c", "problem": "its tail was cut"}),
+        ):
+            with store.transaction() as tx:
+                tx.append(kind, body)
+        at = store.ledger()[-1].time
+    wrong, known = notices(read_report(tmp_path, now=at))
+    assert (wrong.tone, wrong.title) == ("bad", "Site a has seen another ledger")
+    assert (known.tone, known.text[:19]) == ("warn", "It concerns b, c. W")
+    (wrong,) = notices(read_report(tmp_path, now=at + 31 * 86400))
+    assert wrong.title == "Site a has seen another ledger"
