@@ -15,23 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from flwr.app import ConfigRecord, Context
-from flwr.client import Client
-from flwr.clientapp import ClientApp
-from torch import nn
+import numpy as np
 
-from flwr_afuic.app.client_app import Hospital, inbox_path, network
+from flwr_afuic.app.client_app import network
 from flwr_afuic.app.federation import build_federation, limit_threads
-from flwr_afuic.app.local import LocalGrid
 from flwr_afuic.app.scoring import Scorer
 from flwr_afuic.app.server_app import initial_arrays
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.app.summary import versions
+from flwr_afuic.bench.falling import FallingFederation
 from flwr_afuic.bench.storage import EXACT, NOT_RECOVERED, UNCOMPRESSED, Form, Stored
-from flwr_afuic.clients.erasure_client import Config, Metrics
 from flwr_afuic.data.probes import Trigger, backdoor_test_images
-from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.history.diagnosis import diagnose
@@ -40,14 +34,10 @@ from flwr_afuic.history.recorder import Recorder, RecorderSettings
 from flwr_afuic.metrics import average_gap, backdoor_success, parameter_distance_ratio
 from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.seeds import derive_seed
-from flwr_afuic.strategies.bounds import NoUnlearning
-from flwr_afuic.strategies.codec import from_record, to_record
+from flwr_afuic.strategies.codec import from_record
 from flwr_afuic.unlearning.inference import predict
 
 Told = Callable[[str], None]
-
-_OFFSET = "bench.rounds-before"
-_ROUND = "server-round"
 
 
 @dataclass(frozen=True)
@@ -108,12 +98,11 @@ def measure(
     """
     limit_threads()
     began = time.monotonic()
-    with TemporaryDirectory(prefix="flwr-afuic-memory-") as folder:
-        bench = _Bench(settings, memory, Path(folder), told)
-        try:
-            content = bench.run(forms)
-        finally:
-            bench.close()
+    with (
+        TemporaryDirectory(prefix="flwr-afuic-memory-") as folder,
+        FallingFederation(settings, memory.decay, Path(folder) / "sites") as federation,
+    ):
+        content = _Bench(settings, memory, federation, Path(folder), told).run(forms)
     return {
         "dataset": build_federation(settings).dataset.name,
         "synthetic": build_federation(settings).dataset.synthetic,
@@ -125,82 +114,27 @@ def measure(
     }
 
 
-class _FallingSteps(Hospital):
-    """A hospital of the app whose learning rate falls with the round."""
-
-    decay = 0.0
-    _round = 1
-
-    def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
-        self._round = int(config.get(_ROUND, 1)) + int(config.get(_OFFSET, 0))
-        return super().train(parameters, config)
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        lr = self.settings.lr * self._round**-self.decay
-        return torch.optim.SGD(model.parameters(), lr=lr, momentum=self.settings.momentum)
-
-
 class _Bench:
     """The federation of one run."""
 
     def __init__(
-        self, settings: AppSettings, memory: MemorySettings, folder: Path, told: Told
+        self,
+        settings: AppSettings,
+        memory: MemorySettings,
+        federation: FallingFederation,
+        folder: Path,
+        told: Told,
     ) -> None:
-        self.settings, self.memory, self.folder, self.told = settings, memory, folder, told
+        self.settings, self.memory, self.federation = settings, memory, federation
+        self.folder, self.told = folder, told
         self.data = build_federation(settings)
         self.scorer = Scorer(settings)
-        self.grid = LocalGrid(self._app(), settings.sites, threads=1)
-        self.names = list(network(settings).state_dict())
         self.initial = from_record(initial_arrays(settings))
-        self.layout = Layout.of(self.names, self.initial)
+        self.layout = Layout.of(network(settings).state_dict(), self.initial)
         self.probe = None
         if settings.scenario == "backdoor":
             trigger = Trigger.for_channels(self.data.dataset.channels)
             self.probe = backdoor_test_images(self.data.tuning, trigger, self.data.backdoor_label)
-
-    def close(self) -> None:
-        self.grid.close()
-
-    def _app(self) -> ClientApp:
-        def client_fn(context: Context) -> Client:
-            partition = int(context.node_config["partition-id"])
-            inbox = SiteInbox(inbox_path(self.folder / "sites", partition))
-            client = _FallingSteps(self.settings, partition, inbox)
-            client.decay = self.memory.decay
-            return client.to_client()
-
-        return ClientApp(client_fn)
-
-    # ---- training -------------------------------------------------------------------
-
-    def train(
-        self,
-        start: Arrays,
-        rounds: int,
-        *,
-        purpose: str,
-        without: tuple[str, ...] = (),
-        before: int = 0,
-        recorder: Recorder | None = None,
-    ) -> dict[int, Arrays]:
-        """Train synchronously; return the model after each round, counted from ``before``."""
-        models: dict[int, Arrays] = {}
-        strategy = NoUnlearning(
-            without=without,
-            mode="sync",
-            min_available_nodes=self.settings.sites,
-            evaluate_every=0,
-            seed=derive_seed(self.settings.seed, purpose),
-            recorder=recorder,
-            on_version=lambda entry, arrays: models.update({before + entry.round: arrays}),
-        )
-        strategy.start(
-            self.grid,
-            to_record(self.names, start),
-            num_rounds=rounds,
-            train_config=ConfigRecord({_OFFSET: before}),
-        )
-        return models
 
     def run(self, forms: dict[str, tuple[str, Form]]) -> dict[str, Any]:
         settings, memory = self.settings, self.memory
@@ -210,16 +144,18 @@ class _Bench:
             exact.set("seed", derive_seed(settings.seed, "history"))
             recorder = Recorder(exact, RecorderSettings(codec=EXACT, aggregate=EXACT))
             self.told("original")
-            original = self.train(self.initial, end, purpose="run", recorder=recorder)[end]
+            original = self.federation.train(self.initial, end, purpose="run", recorder=recorder)[
+                end
+            ]
             left = (settings.target,)
             total = end + memory.recovery
             self.told("retraining")
-            retrained = self.train(self.initial, total, purpose="run", without=left)
+            retrained = self.federation.train(self.initial, total, purpose="run", without=left)
             fresh = from_record(initial_arrays(settings, derive_seed(settings.seed, "floor-model")))
             self.told("retraining with another seed")
-            floor = self.train(fresh, total, purpose="floor", without=left)
+            floor = self.federation.train(fresh, total, purpose="floor", without=left)
             self.judge = _Judge(self, original, retrained[end], retrained[total])
-            models = {
+            bounds = {
                 "original": self._both(original),
                 "retrain": self.judge.both(retrained[end], retrained[total]),
                 "retrain_floor": self.judge.both(floor[end], floor[total]),
@@ -228,7 +164,7 @@ class _Bench:
             found, warnings = self._forms(exact, forms, original)
         return {
             "forms": found,
-            "models": models,
+            "models": bounds,
             "diagnosis": warnings,
             "client_rounds": sum(len(window.participants) for window in windows),
             "entries": self.layout.trained_size,
@@ -247,9 +183,8 @@ class _Bench:
             trained = stored.correction.apply(self.layout.trained(original))
             same = b"".join(array.tobytes() for array in trained)
             if same not in scored:  # forms without loss give the same model
-                unlearned = self.layout.with_trained(
-                    self.layout.flatten(self._whole(trained, original)), original
-                )
+                flat = np.concatenate([array.reshape(-1) for array in trained])
+                unlearned = self.layout.with_trained(flat.astype(np.float64), original)
                 scored[same] = self._both(unlearned, recover=name not in NOT_RECOVERED)
             found[name] = {"words": words, **_sizes(stored), **scored[same]}
             if name == UNCOMPRESSED:
@@ -270,21 +205,13 @@ class _Bench:
                 }
         return found, diagnosis
 
-    def _whole(self, trained: list[Any], model: Arrays) -> Arrays:
-        """Put trained arrays into their places among a model's arrays."""
-        parts = iter(trained)
-        return [
-            next(parts) if spec.kind == "trained" else array
-            for spec, array in zip(self.layout.specs, model, strict=True)
-        ]
-
     def _both(self, model: Arrays, *, recover: bool = True) -> dict[str, Any]:
         """Score a model as it is, and after its recovery."""
         if not recover:
             return self.judge.both(model, None)
         end, more = self.memory.rounds, self.memory.recovery
         left = (self.settings.target,)
-        later = self.train(model, more, purpose="recovery", without=left, before=end)
+        later = self.federation.train(model, more, purpose="recovery", without=left, before=end)
         return self.judge.both(model, later[end + more])
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from flwr_afuic.bench import memory_table, rates, storage
+from flwr_afuic.bench.falling import FallingSteps
 from flwr_afuic.bench.figures import END, fill
 from flwr_afuic.bench.history_peak import HistorySize, history_peak
-from flwr_afuic.bench.memory import MemorySettings, _FallingSteps, measure
+from flwr_afuic.bench.memory import MemorySettings, measure
 from flwr_afuic.bench.memory_runs import MemoryResults
 from flwr_afuic.bench.storage import DEFAULT, EXACT, UNCOMPRESSED, WITH_AGGREGATES, Ours, forms
 from flwr_afuic.cli import commands
@@ -170,12 +171,12 @@ def test_a_federation_is_measured_from_real_updates(run):
 def test_step_sizes_fall_with_the_round_and_go_on_falling_in_recovery(monkeypatch):
     rates_ = []
     monkeypatch.setattr(
-        "flwr_afuic.bench.memory.Hospital.train",
+        "flwr_afuic.bench.falling.Hospital.train",
         lambda self, parameters, config: rates_.append(
             self.optimizer(torch.nn.Linear(1, 1)).param_groups[0]["lr"]
         ),
     )
-    client = _FallingSteps.__new__(_FallingSteps)
+    client = FallingSteps.__new__(FallingSteps)
     client.settings, client.decay = replace(tiny.settings(), lr=0.5), 1.0
     for config in ({"server-round": 1}, {"server-round": 2, "bench.rounds-before": 3}):
         client.train([], config)
