@@ -67,6 +67,7 @@ def demo(folder: Path, settings: Sequence[str]) -> None:
         shutil.rmtree(folder)  # an earlier demo's
     say(f"preparing certificates, keys and images in {folder}")
     federation = prepare(folder)
+    federation.services.watch()
     try:
         say("starting a SuperLink and four SuperNodes, with TLS and node authentication")
         up(federation)
@@ -125,7 +126,7 @@ def _accompany(federation: Federation, steps: Steps, *, erasure: bool) -> str:
     while not steps.over:
         if time.monotonic() > end:
             raise FederationFailed(f"the run is not over after {_RUN_SECONDS:g} s")
-        missing = {"superlink", *federation.names} - set(federation.services.pids())
+        missing = {"superlink", "door", *federation.names} - set(federation.services.pids())
         if missing:
             name = min(missing)
             raise FederationFailed(f"{name} has ended: {federation.tail(name)}")

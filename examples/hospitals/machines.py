@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from credentials import make_authority, make_node_key, make_server_certificate
-from data import write_data
-from processes import Services, free_port, listening, program, wait_until
+from processes import Services, free_ports, listening, program, wait_until
 
 CONNECTION = "hospitals"
 HOST = "127.0.0.1"
 HOSPITALS = ("hospital-0", "hospital-1", "hospital-2", "hospital-3")
 ASKS = HOSPITALS[0]
 STARTS_SECONDS = 120.0
-_SUPERLINK = "superlink"
+_SUPERLINK, _DOOR = "superlink", "door"
 
 
 class FederationFailed(Exception):
@@ -43,7 +42,9 @@ class Federation:
     folder : Path
         Holds a subfolder for each machine.
     port : int
-        Of the SuperLink, the only one that anybody connects to from outside.
+        Of the SuperLink; reached from the coordinator's own machine only.
+    door : int
+        The one port that hospitals connect to.
     names : tuple of str
         The hospitals, by the names under which their keys are registered.
     services : Services
@@ -52,6 +53,7 @@ class Federation:
 
     folder: Path
     port: int
+    door: int
     names: tuple[str, ...]
     services: Services
 
@@ -63,7 +65,7 @@ class Federation:
             raise FederationFailed(f"{folder} is not prepared; run `prepare` first")
         values = json.loads(record.read_text(encoding="utf-8"))
         services = Services(folder, values["mark"])
-        return cls(folder, int(values["port"]), tuple(values["names"]), services)
+        return cls(folder, values["port"], values["door"], tuple(values["names"]), services)
 
     @property
     def coordinator(self) -> Path:
@@ -131,12 +133,14 @@ def prepare(folder: Path, names: Sequence[str] = HOSPITALS) -> Federation:
     for name in names:
         make_node_key(folder / name / "node.key")
         shutil.copyfile(authority, folder / name / "ca.pem")
+    from data import write_data  # with torch, which nothing else here needs
+
     write_data(folder, names, ASKS)
     for private in (folder / "authority", coordinator, *(folder / name for name in names)):
         private.chmod(0o700)  # on real machines: owned by the account the service runs under
-    port = free_port()
+    port, door = free_ports(2)
     connect(coordinator / "flwr", f"{HOST}:{port}", coordinator / "ca.pem")
-    record = {"port": port, "names": list(names), "mark": uuid.uuid4().hex}
+    record = {"port": port, "door": door, "names": list(names), "mark": uuid.uuid4().hex}
     (folder / "federation.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return Federation.open(folder)
 
@@ -161,6 +165,8 @@ def up(federation: Federation) -> None:
     running = federation.services.pids()
     if _SUPERLINK not in running:
         start_superlink(federation)
+    if _DOOR not in running:
+        start_door(federation)
     register(federation)
     starting = [name for name in federation.names if name not in running]
     for name in starting:
@@ -189,6 +195,21 @@ def start_superlink(federation: Federation) -> None:
         raise FederationFailed(f"the SuperLink does not listen: {federation.tail(_SUPERLINK)}")
 
 
+def start_door(federation: Federation) -> None:
+    """Open the door for hospitals: it lets nobody near what starts runs and registers nodes."""
+    folder = federation.coordinator
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("door.py")),
+        *("--host", HOST, "--port", str(federation.door)),
+        *("--superlink", f"{HOST}:{federation.port}", "--ca", str(folder / "ca.pem")),
+        *("--certificate", str(folder / "server.pem"), "--key", str(folder / "server.key")),
+    ]
+    federation.services.start(_DOOR, command, federation.environment(folder / "flwr"))
+    if not wait_until(lambda: listening(HOST, federation.door), STARTS_SECONDS):
+        raise FederationFailed(f"the door does not open: {federation.tail(_DOOR)}")
+
+
 def register(federation: Federation) -> None:
     """Register each hospital's public key under its name; the SuperLink's database keeps it."""
     note = federation.coordinator / "registered.json"
@@ -208,14 +229,14 @@ def node_config(federation: Federation, name: str) -> dict[str, str]:
 
 
 def start_supernode(federation: Federation, name: str, config: Mapping[str, str]) -> None:
-    """Start a hospital's SuperNode; it connects to the SuperLink, never the other way round."""
+    """Start a hospital's SuperNode; it connects to the coordinator, never the other way round."""
     folder = federation.site(name)
     command = [
         program("flower-supernode"),
-        *("--superlink", f"{HOST}:{federation.port}"),
+        *("--superlink", f"{HOST}:{federation.door}"),
         *("--root-certificates", str(folder / "ca.pem")),
         *("--auth-supernode-private-key", str(folder / "node.key")),
-        *("--port", str(free_port())),  # for its own helper processes on this machine
+        *("--port", str(free_ports(1)[0])),  # for its own helper processes on this machine
         *("--node-config", toml(config)),
     ]
     federation.services.start(name, command, federation.environment(folder / "flwr"))

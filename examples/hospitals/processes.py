@@ -36,10 +36,12 @@ class Services:
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
+        self._folder = folder
         self._record = folder / "processes.json"
         self._logs = folder / "logs"
         self.mark = mark
         self._children: list[subprocess.Popen[bytes]] = []
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def log(self, name: str) -> Path:
         """Return the file a service writes to."""
@@ -60,6 +62,15 @@ class Services:
         self._children.append(process)
         self._remember({**self.pids(), name: process.pid})
         return process.pid
+
+    def watch(self) -> None:
+        """End everything once this process is gone, even by ``kill -9``; until :meth:`stop`."""
+        if self._watcher is None:
+            self._watcher = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve()), str(self._folder), self.mark],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
 
     def pids(self) -> dict[str, int]:
         """Return the services still running, by name."""
@@ -102,6 +113,9 @@ class Services:
         self._stop(running[:1])
         self._kill(self.family())
         self._record.unlink(missing_ok=True)
+        if self._watcher is not None:
+            self._watcher.communicate()  # closes its input: it looks once more, and ends
+            self._watcher = None
 
     def _stop(self, names: Sequence[str]) -> None:
         for pid in [pid for name, pid in self.pids().items() if name in names]:
@@ -130,11 +144,13 @@ def program(name: str) -> str:
     return str(path)
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Return different ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as listeners:
+        found = [listeners.enter_context(socket.socket()) for _ in range(count)]
+        for listener in found:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in found]
 
 
 def listening(host: str, port: int) -> bool:
@@ -159,3 +175,16 @@ def wait_until(condition: Callable[[], object], seconds: float, pause: float = 0
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def _watch() -> None:
+    """Wait until whoever started this is gone, and end what it left behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    services = Services(Path(sys.argv[1]), sys.argv[2])
+    sys.stdin.read()
+    services.stop()
+
+
+if __name__ == "__main__":
+    _watch()

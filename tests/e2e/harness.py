@@ -30,7 +30,7 @@ from crashes.holding import VARIABLE  # noqa: E402
 from crashes.task import ERASURE_STEP, sample_ids, weight_of  # noqa: E402
 
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
-PATIENCE = 240.0
+PATIENCE = 400.0  # machines are busy at times
 PER_REQUEST = 10
 
 
@@ -62,7 +62,9 @@ class Cluster:
 
     def start(self) -> None:
         """Start everything, and a run."""
+        self.services.watch()
         machines.start_superlink(self.federation)
+        machines.start_door(self.federation)
         machines.register(self.federation)
         for name in self.federation.names:
             self.start_site(name)

@@ -202,6 +202,34 @@ def test_what_runs_is_known_to_another_process_and_what_ended_is_not(tmp_path):
     assert services.pids() == {}
 
 
+OWNER = """
+import os, signal, sys
+from pathlib import Path
+from processes import Services
+services = Services(Path(sys.argv[1]), "watch-test")
+services.watch()
+services.start("a", [sys.executable, sys.argv[2]], os.environ)
+print("started", flush=True)
+signal.pause()
+"""
+
+
+def test_what_a_killed_owner_leaves_behind_is_ended(tmp_path):
+    script = tmp_path / "sleep.py"
+    script.write_text("import time; time.sleep(600)", encoding="utf-8")
+    command = [sys.executable, "-c", OWNER, str(tmp_path), str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE)}
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    services = Services(tmp_path, "watch-test")
+    try:
+        assert owner.stdout.readline() == b"started\n"
+        assert len(services.family()) == 1
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert wait_until(lambda: not services.family(), 30.0)
+
+
 # ---- the script ---------------------------------------------------------------------
 
 
@@ -247,7 +275,7 @@ def test_a_run_that_fails_is_told_by_the_exit_code(tmp_path):
 
 def test_up_without_prepare_says_what_to_do(tmp_path):
     command = [sys.executable, SCRIPT, "up", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error:")
     assert "prepare" in done.stderr

@@ -7,7 +7,9 @@ import subprocess
 import machines
 import pytest
 from credentials import make_node_key
-from processes import free_port, program
+from processes import free_ports, program
+
+from tests.e2e.harness import APP
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
 
@@ -23,10 +25,10 @@ def test_a_node_whose_key_is_not_registered_is_refused(cluster, tmp_path):
     make_node_key(tmp_path / "node.key")
     command = [
         program("flower-supernode"),
-        *("--superlink", f"{machines.HOST}:{cluster.federation.port}"),
+        *("--superlink", f"{machines.HOST}:{cluster.federation.door}"),
         *("--root-certificates", str(cluster.federation.coordinator / "ca.pem")),
         *("--auth-supernode-private-key", str(tmp_path / "node.key")),
-        *("--port", str(free_port())),
+        *("--port", str(free_ports(1)[0])),
     ]
     environment = cluster.federation.environment(tmp_path / "flwr")
     cluster.services.start("stranger", command, environment)
@@ -37,14 +39,33 @@ def test_a_node_whose_key_is_not_registered_is_refused(cluster, tmp_path):
     assert len(nodes) == len(cluster.federation.names)
 
 
+def test_through_the_door_nobody_starts_a_run_registers_a_node_or_looks_around(cluster, tmp_path):
+    make_node_key(tmp_path / "node.key")
+    address = f"{machines.HOST}:{cluster.federation.door}"
+    machines.connect(tmp_path / "flwr", address, cluster.federation.coordinator / "ca.pem")
+    environment = cluster.federation.environment(tmp_path / "flwr")
+    for arguments in (
+        ("run", str(APP)),
+        ("supernode", "register", str(tmp_path / "node.key.pub"), "hospitals", "--name", "x"),
+        ("ls",),
+    ):
+        command = [program("flwr"), *arguments, "--format", "json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode or '"success": true' not in done.stdout.lower(), done.stdout
+    nodes = cluster.federation.flwr("supernode", "list", machines.CONNECTION)["nodes"]
+    assert len(nodes) == len(cluster.federation.names)
+    runs = cluster.federation.flwr("ls", machines.CONNECTION)["runs"]
+    assert [run["run-id"] for run in runs][:1] == [cluster.run_id]
+
+
 def test_a_server_whose_certificate_another_authority_signed_is_refused(cluster, tmp_path):
     machines.make_authority(tmp_path)
     command = [
         program("flower-supernode"),
-        *("--superlink", f"{machines.HOST}:{cluster.federation.port}"),
+        *("--superlink", f"{machines.HOST}:{cluster.federation.door}"),
         *("--root-certificates", str(tmp_path / "ca.pem")),
         *("--auth-supernode-private-key", str(cluster.federation.site("hospital-0") / "node.key")),
-        *("--port", str(free_port()), "--max-retries", "1"),
+        *("--port", str(free_ports(1)[0]), "--max-retries", "1"),
     ]
     environment = cluster.federation.environment(tmp_path / "flwr")
     cluster.services.start("deceived", command, environment)
