@@ -9,12 +9,16 @@ import typer
 
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.cli import options
+from flwr_afuic.cli.bench_segmentation import segmentation
 from flwr_afuic.errors import ConfigError
 
 _PLAIN_STEPS = {"lr": 0.1, "momentum": 0.0}
 """Local training in ``bench memory``: gradient steps without memory, as the rule's analysis has."""
 
 app = typer.Typer(help="Experiments that print the documentation's tables.", no_args_is_help=True)
+
+
+app.command("segmentation")(segmentation)
 
 
 @app.callback()

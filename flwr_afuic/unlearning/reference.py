@@ -92,8 +92,10 @@ def distil_reference(
 
     Notes
     -----
-    Ours; ``E KL(f_{w_s}(Phi(x)) || f_student(Phi(x)))``. Normalisation statistics of the student
-    are learned from the proxies; dropout is off, since it would draw from the global generator.
+    Ours; ``E KL(f_{w_s}(Phi(x)) || f_student(Phi(x)))``, for a segmentation plus a soft Dice
+    loss (:meth:`~flwr_afuic.unlearning.tasks.Task.imitation`). Normalisation statistics of the
+    student are learned from the proxies; dropout is off, since it would draw from the global
+    generator.
     """
     settings = settings or DistillationSettings()
     if len(proxies) == 0:
@@ -112,7 +114,7 @@ def distil_reference(
     with _training_without_dropout(student):
         for _ in range(settings.steps):
             pick = next(batches)
-            loss = task.divergence(labels[pick], student(images[pick]))
+            loss = task.imitation(labels[pick], student(images[pick]))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, settings.clip)

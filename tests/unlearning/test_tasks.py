@@ -81,6 +81,15 @@ class TestContract:
         twice = task.divergence(torch.cat([one, one]), torch.cat([other, other]))
         torch.testing.assert_close(twice, task.divergence(one, other))
 
+    def test_imitation_draws_a_student_towards_its_teacher(self, name: str) -> None:
+        task, (teacher, _) = make_task(name), sample_of(name)
+        student = torch.zeros_like(teacher).requires_grad_(True)
+        before = float(task.divergence(teacher, student.detach()))
+        for _ in range(30):
+            (slope,) = torch.autograd.grad(task.imitation(teacher, student), student)
+            student = (student - 20 * slope).detach().requires_grad_(True)
+        assert float(task.divergence(teacher, student.detach())) < before
+
     def test_disagreement(self, name: str) -> None:
         task, (one, targets) = make_task(name), sample_of(name)
         assert task.disagreement(one, 5 * one) == pytest.approx(0)
@@ -103,6 +112,22 @@ def test_the_loss_of_a_case_is_its_mean_voxel_loss() -> None:
     targets = torch.ones(1, 2, 2, 1, dtype=torch.int64)
     expected = (math.log(4 / 3) + 3 * math.log(2)) / 4
     assert float(task.losses(outputs, targets)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_rare_foreground_is_imitated_at_once() -> None:
+    """The divergence alone hardly notices one voxel in 4,096."""
+    task = make_task("segmentation")
+    teacher = torch.zeros(1, 2, 16, 16, 16)
+    teacher[:, 0] = 8.0
+    teacher[0, :, 8, 8, 8] = torch.tensor([-8.0, 8.0])
+    student = torch.zeros_like(teacher)
+    student[:, 0] = 4.0
+    student.requires_grad_(True)
+    slopes = [
+        float(torch.autograd.grad(measure(teacher, student), student)[0][0, 1, 8, 8, 8])
+        for measure in (task.divergence, task.imitation)
+    ]
+    assert slopes[1] < 2 * slopes[0] < 0
 
 
 def test_multi_label_divergence_by_hand() -> None:

@@ -1,0 +1,208 @@
+"""The hippocampus federation: real MRI volumes of the Medical Segmentation Decathlon, by case."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flwr_afuic.clients.clinical_client import ClinicalSettings
+from flwr_afuic.data.clinical import ClinicalSet, ClinicalSource, Preparation
+from flwr_afuic.data.sources import resolve_data_dir
+from flwr_afuic.errors import ConfigError, DataError
+from flwr_afuic.seeds import derive_seed
+
+FOLDER = "msd_hippocampus"
+CLASSES = ("background", "anterior", "posterior")
+PROVENANCE = (
+    "Medical Segmentation Decathlon, Task04 Hippocampus, Vanderbilt University Medical Center; "
+    "CC BY-SA 4.0; cases of no site"
+)
+_AREAS = ("site", "patient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HippocampusSettings:
+    """One federation on the hippocampus volumes with one erasure in the middle.
+
+    Attributes
+    ----------
+    data_dir : str
+        Where the folder ``msd_hippocampus`` lies.
+    cache_dir : str
+        Where prepared volumes are kept; empty for nowhere.
+    cases : int
+        How many of the volumes are used, in the order of their numbers.
+    size : tuple of int
+        Voxels each volume is resampled to.
+    model : str
+    sites : int
+        ``site-0`` is the one that erases: everything, or one patient.
+    tests, proxies : int
+        Cases that belong to no site: for scoring, and for the server.
+    request_round, rounds_after, verify_rounds : int
+    local_steps, batch_size, lr
+        Local training, with Adam.
+    unlearning_lr, unlearning_steps, distillation_lr, distillation_steps
+        Mean voxel losses have small gradients: higher rates than for pictures.
+    protect_small : bool
+        Clip and noise the erasure of one patient, as is the default for small requests.
+    seed : int
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of its range.
+    """
+
+    data_dir: str = ""
+    cache_dir: str = ""
+    cases: int = 100
+    size: tuple[int, int, int] = (32, 48, 32)
+    model: str = "unet"
+    sites: int = 5
+    tests: int = 18
+    proxies: int = 12
+    request_round: int = 14
+    rounds_after: int = 30
+    verify_rounds: int = 5
+    local_steps: int = 6
+    batch_size: int = 2
+    lr: float = 0.003
+    unlearning_lr: float = 0.5
+    unlearning_steps: int = 30
+    distillation_lr: float = 0.05
+    distillation_steps: int = 150
+    protect_small: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "request_round",
+            "rounds_after",
+            "local_steps",
+            "batch_size",
+            "tests",
+            "proxies",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.sites < 3:
+            raise ConfigError(f"sites is {self.sites}; it must be at least 3")
+        needed = self.tests + self.proxies + 2 * self.sites
+        if self.cases < needed:
+            raise ConfigError(
+                f"{self.cases} cases cannot be divided among {self.sites} sites with {self.tests} "
+                f"tests and {self.proxies} proxies; use {needed} or more"
+            )
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr}; it must be positive")
+
+    @property
+    def target(self) -> str:
+        """Name of the site that erases."""
+        return "site-0"
+
+    def clinical(self) -> ClinicalSettings:
+        """Return what sites and server share."""
+        return ClinicalSettings(
+            task="segmentation",
+            classes=CLASSES,
+            preparation=Preparation(size=self.size),
+            model=self.model,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            local_steps=self.local_steps,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class HippocampusData:
+    """The volumes, divided by case.
+
+    Attributes
+    ----------
+    sites : tuple of ClinicalSet
+        Training data; case numbers are the patients.
+    test, proxies : ClinicalSet
+        Of no site.
+    """
+
+    sites: tuple[ClinicalSet, ...]
+    test: ClinicalSet
+    proxies: ClinicalSet = field(repr=False)
+
+    def forget(self, area: str) -> ClinicalSet:
+        """D_f: all of ``site-0``, or its first patient."""
+        held = self.sites[0]
+        return held if area == "site" else held.subset([0])
+
+    def kept(self, area: str) -> ClinicalSet | None:
+        """What ``site-0`` keeps; None where it keeps nothing."""
+        held = self.sites[0]
+        return None if area == "site" else held.subset(range(1, len(held)))
+
+
+def check_area(area: str) -> None:
+    """Raise ConfigError unless the area of an erasure is known."""
+    if area not in _AREAS:
+        raise ConfigError(f"area is {area!r}; use one of {', '.join(_AREAS)}")
+
+
+def load_hippocampus(settings: HippocampusSettings, folder: Path) -> HippocampusData:
+    """Write the table, load the volumes and divide them by case.
+
+    Parameters
+    ----------
+    settings : HippocampusSettings
+    folder : pathlib.Path
+        Where the table is written.
+
+    Raises
+    ------
+    DataError
+        If the data are not there, or a case cannot be used.
+    """
+    root = resolve_data_dir(settings.data_dir or None) / FOLDER
+    table = write_table(root, folder / "hippocampus.csv", settings.cases)
+    clinical = settings.clinical()
+    source = ClinicalSource(
+        table,
+        clinical.preparation,
+        task="segmentation",
+        classes=CLASSES,
+        root=root,
+        cache_dir=settings.cache_dir or None,
+    )
+    loaded, report = source.load()
+    if report.problems:
+        raise DataError(f"the hippocampus volumes are damaged: {report.text()}")
+    rng = np.random.default_rng(derive_seed(settings.seed, "cases"))
+    order = [int(i) for i in rng.permutation(len(loaded))]
+    first = settings.tests + settings.proxies
+    parts = np.array_split(np.array(order[first:]), settings.sites)
+    return HippocampusData(
+        sites=tuple(loaded.subset([int(i) for i in part]) for part in parts),
+        test=loaded.subset(order[: settings.tests]),
+        proxies=loaded.subset(order[settings.tests : first]),
+    )
+
+
+def write_table(root: Path, table: Path, cases: int) -> Path:
+    """Write the table of the first cases: each its own patient."""
+    images = sorted((root / "images").glob("hippocampus_*.nii.gz"))[:cases]
+    if len(images) < cases:
+        raise DataError(
+            f"{root} holds {len(images)} hippocampus volumes, {cases} are needed; put the "
+            "Decathlon's Task04 there as images/ and labels/, or name its folder with --data-dir"
+        )
+    lines = ["path,patient_id,mask_path"]
+    for image in images:
+        number = image.name.removesuffix(".nii.gz").rpartition("_")[2]
+        lines.append(f"images/{image.name},case-{number},labels/{image.name}")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
