@@ -259,11 +259,9 @@ def await_supernode(federation: Federation, name: str, config: Mapping[str, str]
 
 
 def connected(federation: Federation, name: str) -> bool:
-    """Whether the SuperNode's log says so, after the last start it tells of."""
-    log = federation.services.log(name)
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    alive = name in federation.services.pids()
-    return alive and text.rfind("SuperNode ID:") > text.rfind("Starting Flower SuperNode")
+    """Whether the SuperNode has said so since it was started."""
+    services = federation.services
+    return name in services.pids() and "SuperNode ID:" in services.said(name)
 
 
 # ---- runs ---------------------------------------------------------------------------

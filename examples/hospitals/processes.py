@@ -51,6 +51,7 @@ class Services:
         """Start a service in the background and remember it; returns its process id."""
         self._logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
+            said = log.tell()
             process = subprocess.Popen(
                 list(command),
                 env={**environment, MARK: self.mark, _SERVICE: name},
@@ -60,8 +61,15 @@ class Services:
                 start_new_session=True,  # Ctrl-C reaches this script, which ends them in order
             )
         self._children.append(process)
-        self._remember({**self.pids(), name: process.pid})
+        self._remember({**self._recorded(), name: {"pid": process.pid, "said": said}})
         return process.pid
+
+    def said(self, name: str) -> str:
+        """Return what a service has written to its log since it was started last."""
+        if name not in self._recorded():
+            return ""
+        text = self.log(name).read_bytes()[self._recorded()[name]["said"] :]
+        return text.decode("utf-8", "replace")
 
     def watch(self) -> None:
         """End everything once this process is gone, even by ``kill -9``; until :meth:`stop`."""
@@ -74,11 +82,9 @@ class Services:
 
     def pids(self) -> dict[str, int]:
         """Return the services still running, by name."""
-        if not self._record.exists():
-            return {}
         family = set(self.family())
-        known: dict[str, int] = json.loads(self._record.read_text(encoding="utf-8"))
-        return {name: pid for name, pid in known.items() if pid in family}
+        pids = {name: entry["pid"] for name, entry in self._recorded().items()}
+        return {name: pid for name, pid in pids.items() if pid in family}
 
     def family(self, name: str | None = None) -> list[int]:
         """Return the ids of all running processes that carry the mark, helpers included.
@@ -132,8 +138,16 @@ class Services:
             _signal(pid, signal.SIGKILL)
         wait_until(lambda: not set(pids) & set(self.family()), _GRACE_SECONDS)
 
-    def _remember(self, pids: Mapping[str, int]) -> None:
-        self._record.write_text(json.dumps(pids, indent=2) + "\n", encoding="utf-8")
+    def _recorded(self) -> dict[str, dict[str, int]]:
+        if not self._record.exists():
+            return {}
+        entries: dict[str, dict[str, int]] = json.loads(self._record.read_text(encoding="utf-8"))
+        return entries
+
+    def _remember(self, entries: Mapping[str, Mapping[str, int]]) -> None:
+        beside = self._record.with_suffix(".part")
+        beside.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        beside.replace(self._record)  # the watcher may read it at any moment
 
 
 def program(name: str) -> str:

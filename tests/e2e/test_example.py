@@ -202,6 +202,15 @@ def test_what_runs_is_known_to_another_process_and_what_ended_is_not(tmp_path):
     assert services.pids() == {}
 
 
+def test_what_a_service_said_before_its_last_start_does_not_count(tmp_path):
+    services = Services(tmp_path, "said-test")
+    for word in ("first", "second"):
+        services.start("a", [sys.executable, "-c", f"print({word!r})"], os.environ)
+        assert wait_until(lambda word=word: word in services.said("a"), 60.0)
+    assert services.said("a") == "second\n"
+    assert services.said("b") == ""
+
+
 OWNER = """
 import os, signal, sys
 from pathlib import Path
