@@ -11,11 +11,12 @@ and the pieces that real machines need, each on its own:
 
     python federation.py authority DIR                         at the coordinator, once
     python federation.py certificate DIR --host NAME --out DIR at the coordinator; again to renew
+    python federation.py state DIR                             at the coordinator, once
     python federation.py node-key PATH                         at each hospital, once
     python federation.py connection ADDRESS --ca FILE          where runs are started
 
 Everything lies in one folder (``--folder``, by default runs/hospitals), with a subfolder for each
-machine of a real federation. Only ca.pem and node.key.pub ever travel between them.
+machine of a real federation. Between them travel ca.pem, server.pub and node.key.pub only.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from machines import (
     Federation,
     FederationFailed,
     connect,
+    make_state,
     prepare,
     run_status,
     start_run,
@@ -204,14 +206,9 @@ def file_erasure(federation: Federation, name: str) -> str:
 
 
 def check_certificate(federation: Federation, name: str, request_id: str) -> None:
-    """Take the certificate from the hospital's inbox, and verify it, as anybody can.
-
-    The public key to verify with must have come another way, from the operator.
-    """
+    """Take the certificate from the hospital's inbox, and verify it, as anybody can."""
     folder = federation.site(name)
-    inbox, out = str(folder / "inbox.sqlite"), folder / "certificates"
-    key = folder / "server.pub"
-    shutil.copyfile(federation.state / "keys" / "server.pub", key)
+    inbox, out, key = str(folder / "inbox.sqlite"), folder / "certificates", folder / "server.pub"
     afuic("status", request_id, "--inbox", inbox)
     afuic("certificate", request_id, "--inbox", inbox, "--out", str(out))
     for certificate in sorted(out.glob("*.json")):
@@ -270,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     commands.add_parser("authority").add_argument("path", type=Path)
     commands.add_parser("node-key").add_argument("path", type=Path)
+    commands.add_parser("state").add_argument("path", type=Path)
     certificate = commands.add_parser("certificate")
     certificate.add_argument("path", type=Path, help="folder of the authority")
     certificate.add_argument("--host", action="append", required=True, help="name or address")
@@ -287,6 +285,8 @@ def _run_command(chosen: argparse.Namespace) -> None:
         print(make_server_certificate(chosen.path, chosen.out, chosen.host))
     elif chosen.command == "node-key":
         print(make_node_key(chosen.path))
+    elif chosen.command == "state":
+        print(make_state(chosen.path))
     elif chosen.command == "connection":
         home = Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
         connect(home, chosen.address, chosen.ca)

@@ -21,6 +21,8 @@ from typing import Any
 from credentials import make_authority, make_node_key, make_server_certificate
 from processes import Services, free_ports, listening, program, wait_until
 
+from flwr_afuic.state.store import StateStore
+
 CONNECTION = "hospitals"
 HOST = "127.0.0.1"
 HOSPITALS = ("hospital-0", "hospital-1", "hospital-2", "hospital-3")
@@ -130,9 +132,11 @@ def prepare(folder: Path, names: Sequence[str] = HOSPITALS) -> Federation:
     authority = make_authority(folder / "authority")
     make_server_certificate(folder / "authority", coordinator, [HOST])
     shutil.copyfile(authority, coordinator / "ca.pem")
+    signing_key = make_state(coordinator / "state")
     for name in names:
         make_node_key(folder / name / "node.key")
         shutil.copyfile(authority, folder / name / "ca.pem")
+        shutil.copyfile(signing_key, folder / name / "server.pub")
     from data import write_data  # with torch, which nothing else here needs
 
     write_data(folder, names, ASKS)
@@ -143,6 +147,18 @@ def prepare(folder: Path, names: Sequence[str] = HOSPITALS) -> Federation:
     record = {"port": port, "door": door, "names": list(names), "mark": uuid.uuid4().hex}
     (folder / "federation.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return Federation.open(folder)
+
+
+def make_state(directory: Path) -> Path:
+    """Make the server's state directory and, in it, the key it signs certificates with; once.
+
+    Returns
+    -------
+    Path
+        Of the public key, which every hospital gets before it first meets the server.
+    """
+    StateStore(directory).close()
+    return directory / "keys" / "server.pub"
 
 
 def connect(home: Path, address: str, authority: Path) -> None:
@@ -225,7 +241,11 @@ def register(federation: Federation) -> None:
 def node_config(federation: Federation, name: str) -> dict[str, str]:
     """Return what a hospital's client app is told of its machine."""
     folder = federation.site(name).resolve()
-    return {"data": str(folder / "images.npz"), "inbox": str(folder / "inbox.sqlite")}
+    return {
+        "data": str(folder / "images.npz"),
+        "inbox": str(folder / "inbox.sqlite"),
+        "server-key": str(folder / "server.pub"),
+    }
 
 
 def start_supernode(federation: Federation, name: str, config: Mapping[str, str]) -> None:
