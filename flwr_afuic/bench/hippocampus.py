@@ -47,6 +47,8 @@ class HippocampusSettings:
         Local training, with Adam.
     unlearning_lr, unlearning_steps, distillation_lr, distillation_steps
         Mean voxel losses have small gradients: higher rates than for pictures.
+    max_cost : float
+        1 - Dice between the segmentations before and after a merge above which it is held.
     protect_small : bool
         Clip and noise the erasure of one patient, as is the default for small requests.
     seed : int
@@ -75,6 +77,7 @@ class HippocampusSettings:
     unlearning_steps: int = 30
     distillation_lr: float = 0.05
     distillation_steps: int = 150
+    max_cost: float = 0.15
     protect_small: bool = True
     seed: int = 0
 

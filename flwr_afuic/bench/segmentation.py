@@ -32,6 +32,7 @@ from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.afuic import AFUIC
 from flwr_afuic.strategies.bounds import NoUnlearning, Retrain
+from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
@@ -166,6 +167,7 @@ def make_strategy(settings: HippocampusSettings, proxies: ClinicalSet, **options
         "invariance": InvarianceSettings(steps=2, batch_size=size),
         "fidelity_settings": FidelitySettings(batch_size=size),
         "verify_rounds": settings.verify_rounds,
+        "gate": GateSettings(max_cost=settings.max_cost),
         "virtual_reference_seconds": _REFERENCE_SECONDS,
         "virtual_invariance_seconds": _CALIBRATION_SECONDS,
         "privacy": DeltaPrivacy() if settings.protect_small else DeltaPrivacy(small=0),

@@ -24,6 +24,7 @@ TINY = {
     "local_steps": 2,
     "distillation_steps": 5,
     "unlearning_steps": 3,
+    "max_cost": 1.0,  # a model of a few steps changes much with any merge
 }
 
 
