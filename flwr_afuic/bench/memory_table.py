@@ -84,6 +84,9 @@ def _figures(runs: Sequence[Result]) -> dict[str, float]:
 
     found: dict[str, float | None] = {
         "ratio_vs_fp32": _mean(_bytes(r, UNCOMPRESSED) / _bytes(r, DEFAULT) for r in runs),
+        "ratio_of_records": _mean(
+            _bytes(r, UNCOMPRESSED) / _bytes(r, DEFAULT, "records") for r in runs
+        ),
         "main_score_drop": _minus(of(UNCOMPRESSED, "merge", "test"), of(DEFAULT, "merge", "test")),
         "asr_gap_vs_uncompressed": _minus(
             of(DEFAULT, "merge", "backdoor_success"), of(UNCOMPRESSED, "merge", "backdoor_success")
@@ -213,15 +216,18 @@ def _section(dataset: str, runs: Sequence[Result]) -> str:
         "training"
     )
     rows = [[
-        "stored as", "bytes per client-round", "times less", "test", "backdoor", "distance", "gap",
+        "stored as", "bytes per client-round", "times less", "without index", "test", "backdoor",
+        "distance", "gap",
         f"test, {more} rounds later", "backdoor", "distance", "gap",
     ]]  # fmt: skip
     for name, words in _BOUNDS.items():
-        rows.append([words, "-", "-", *_cells(runs, "models", name)])
+        rows.append([words, "-", "-", "-", *_cells(runs, "models", name)])
     for name, form in first["forms"].items():
         size = _mean(_bytes(run, name) for run in runs)
         ratio = _mean(_bytes(run, UNCOMPRESSED) / _bytes(run, name) for run in runs)
-        rows.append([form["words"], f"{size:.0f}", f"{ratio:.1f}", *_cells(runs, "forms", name)])
+        bare = _mean(_bytes(r, UNCOMPRESSED) / _bytes(r, name, "records") for r in runs)
+        sizes = [f"{size:.0f}", f"{ratio:.1f}", f"{bare:.1f}"]
+        rows.append([form["words"], *sizes, *_cells(runs, "forms", name)])
     return f"{head}\n\n{_table(rows)}"
 
 
@@ -280,8 +286,8 @@ def _score(runs: Sequence[Result], group: str, name: str, moment: str, score: st
     return None if None in values else _mean(value for value in values if value is not None)
 
 
-def _bytes(run: Result, form: str) -> float:
-    return float(run["forms"][form]["disk"]) / float(run["client_rounds"])
+def _bytes(run: Result, form: str, what: str = "disk") -> float:
+    return float(run["forms"][form][what]) / float(run["client_rounds"])
 
 
 def _minus(one: float | None, other: float | None) -> float | None:

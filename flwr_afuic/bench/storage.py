@@ -64,7 +64,10 @@ class Ours:
             store.set("seed", exact.seed)
             store.set("layout", exact.layout)
             records = sum(self._window(store, exact, window) for window in exact.windows())
-            return Stored(records, store.bytes_stored(), unlearn(store, [site]))
+            correction = unlearn(store, [site])
+        # Closed: what SQLite keeps beside its file while that is open is no storage.
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return Stored(records, sum(path.stat().st_size for path in files), correction)
 
     def _window(self, store: DiskStore, exact: UpdateStore, window: Window) -> int:
         norms = {p.site: p.norm for p in window.participants}

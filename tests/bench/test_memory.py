@@ -80,7 +80,9 @@ def test_bytes_are_those_of_the_files(stored, tmp_path):
     files = [path for path in (tmp_path / DEFAULT).rglob("*") if path.is_file()]
     kept = [path for path in files if path.suffix == ".records"]
     assert ours.records == sum(path.stat().st_size for path in kept)
-    assert ours.disk > ours.records
+    assert ours.disk == sum(path.stat().st_size for path in files)
+    assert {path.name for path in files} >= {"history.sqlite"}
+    assert not [path for path in files if path.name.endswith(("-shm", "-wal"))]
     more = stored(WITH_AGGREGATES)
     assert more.records > ours.records
     assert distance(more.correction, ours.correction) == 0.0
@@ -208,8 +210,11 @@ def result(seed, *, drop=0.0, backdoor=0.0, disk=10):
             "retrain_floor": scores(0.8, 0.1, 0.02),
         },
         "forms": {
-            "fp32": {"words": "fp32", "disk": 400, **scores(0.7, 0.1, 0.2)},
-            DEFAULT: {"words": "d", "disk": disk, **scores(0.7 - drop, 0.1 + backdoor, 0.1)},
+            "fp32": {"words": "fp32", "disk": 400, "records": 400, **scores(0.7, 0.1, 0.2)},
+            DEFAULT: {
+                "words": "d", "disk": disk, "records": 5,
+                **scores(0.7 - drop, 0.1 + backdoor, 0.1),
+            },
         },
     }  # fmt: skip
 
@@ -229,6 +234,7 @@ def test_figures_are_those_of_the_issue():
     flat = memory_table.flat_figures(results(drop=0.03, backdoor=-0.05))
     expected = {
         "memory/toy/ratio_vs_fp32": 40.0,
+        "memory/toy/ratio_of_records": 80.0,
         "memory/toy/main_score_drop": 0.03,
         "memory/toy/asr_gap_vs_uncompressed": -0.05,
         "memory/toy/average_gap_recovered": 0.05,
@@ -254,7 +260,7 @@ def test_what_does_not_hold_is_said():
     assert holding(drop=-0.2, backdoor=-0.2)["test score"]
     text = memory_table.markdown(results(drop=0.011))
     assert "| toy | test score, uncompressed minus default | +0.011 | <= 0.01 | **no** |" in text
-    assert "| fp32 | 40 | 1.0 | 0.700 | 0.100 | 0.500 | 0.200 |" in text
+    assert "| fp32 | 40 | 1.0 | 1.0 | 0.700 | 0.100 | 0.500 | 0.200 |" in text
 
 
 # ---- the command --------------------------------------------------------------------
