@@ -22,7 +22,6 @@ from flwr_afuic.strategies.afuic import AFUIC
 from flwr_afuic.strategies.codec import to_record
 from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.unlearning.level import ForgetScore
-from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.privacy import NO_PRIVACY, DeltaPrivacy
 
 torch.set_num_threads(1)
@@ -250,7 +249,6 @@ def federate(
         "norm_factor": 1e6,
         "privacy": NO_PRIVACY,
         "gate": GateSettings(by="off"),
-        "privacy": DeltaPrivacy(small=0),
         "dialect": dialect,
         "on_version": on_version,
         **options,

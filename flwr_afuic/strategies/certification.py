@@ -6,6 +6,7 @@ It needs a state directory: without one there is no ledger to refer to and no ke
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -277,6 +278,7 @@ def note_history(desk: ErasureDesk, record: ErasureRecord, records: int, size: i
     desk.run.note("purge-history", record.site, text)
 
 
+@functools.cache
 def _software() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -120,6 +120,7 @@ class Durability:
                 f"the ledger of {self.store.directory} was changed ({'; '.join(problems[:3])}); "
                 "look into it with flwr-afuic ledger verify, and go on from a backup"
             )
+        self.store.sweep("left by a run that fell")
         engine = self.store.get(_ENGINE, {})
         _check_layout(run.layout, self.store.get(_LAYOUT, []))
         run.arrays = self.model(int(engine["version"]), run.layout)

@@ -188,7 +188,12 @@ class ErasureHooks(RunHooks):
         return site not in self.desk.withdrawn
 
     def task_config(self, member: Member) -> dict[str, wire.Scalar]:
-        """Tell a site which of its requests the server knows and which are closed."""
+        """Tell a site which of its requests the server knows and which are closed.
+
+        What it is told is on disk before: a server that falls now must not contradict itself.
+        """
+        with self._lock:
+            self._commit()
         return {**self.desk.news_for(member), **self.certification.news_for(member)}
 
     def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
