@@ -272,10 +272,12 @@ class AsyncStrategy(Strategy):
         return result
 
     def summary(self) -> None:
-        """Log every setting."""
+        """Log every setting; of arrays the shape alone, for images do not belong in a log."""
         for name, value in vars(self).items():
             if not name.startswith("_") and not callable(value):
-                log(INFO, "\t├── %s: %s", name, value)
+                shape = getattr(value, "shape", None)
+                shown = value if shape is None else f"of shape {tuple(shape)}"
+                log(INFO, "\t├── %s: %s", name, shown)
 
     # ---- Flower's round interface, for wrappers that drive a strategy round by round --
 

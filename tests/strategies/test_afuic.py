@@ -329,3 +329,11 @@ def test_a_new_start_has_an_empty_book():
     assert strategy.requests == []
     assert strategy.make_hooks() is not strategy.make_hooks()
     assert len(sites) == 3
+
+
+def test_the_summary_shows_no_proxy_image(caplog):
+    strategy = AFUIC(model_factory=toy_model, proxies=torch.full((3, 1, 4, 4), 0.123))
+    with caplog.at_level("INFO", logger="flwr"):
+        strategy.summary()
+    assert "proxies: of shape (3, 1, 4, 4)" in caplog.text
+    assert "0.123" not in caplog.text
