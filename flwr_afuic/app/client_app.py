@@ -13,6 +13,7 @@ from torch import nn
 from flwr_afuic.app.federation import build_federation, limit_threads
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics
+from flwr_afuic.clients.node import site_privacy
 from flwr_afuic.clients.torch_client import SiteData, TorchClient, open_inbox
 from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.federation.layout import Arrays
@@ -80,7 +81,9 @@ def make_client_app(settings: AppSettings, inbox_folder: Path) -> ClientApp:
 def _deployed(context: Context) -> Client:
     settings = AppSettings.from_mapping(dict(context.run_config))
     partition_id = int(context.node_config["partition-id"])
-    return Hospital(settings, partition_id, open_inbox(context)).to_client()
+    hospital = Hospital(settings, partition_id, open_inbox(context))
+    hospital.privacy = site_privacy(context)
+    return hospital.to_client()
 
 
 app = ClientApp(_deployed)
