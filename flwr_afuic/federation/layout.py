@@ -121,6 +121,11 @@ class Layout:
         return [spec.name for spec in self.specs]
 
     @property
+    def trained_names(self) -> list[str]:
+        """Names of the trained arrays, in order."""
+        return [spec.name for spec in self.specs if spec.kind == "trained"]
+
+    @property
     def trained_size(self) -> int:
         """Number of trained entries, the length of :meth:`flatten`'s vector."""
         return sum(spec.size for spec in self.specs if spec.kind == "trained")

@@ -7,7 +7,7 @@ window's mean. A window here is one merge; a site's record holds every update it
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.history.store import Deletion, Participant, UpdateStore, Window
 
 _FACTS = "facts"
+_MAGIC = b"PK"  # of the archive that np.savez writes
 _INITIAL = "initial"
 
 
@@ -44,10 +45,12 @@ class RawHistory:
 
     # ---- writing --------------------------------------------------------------------
 
-    def begin(self, initial: Arrays) -> None:
-        """Keep the model that everything was added to, unless it is known."""
+    def begin(self, initial: Arrays, names: Sequence[str] | None = None) -> None:
+        """Keep the model that everything was added to, and its arrays' names, unless known."""
         if self.store.arrays(_INITIAL) is None:
             self.store.put_arrays(_INITIAL, initial)
+        if names is not None:
+            self.store.name_arrays(names)
 
     def add(self, update: Update, weight: float) -> None:
         """Take an update that the next merge will contain."""
@@ -109,7 +112,7 @@ class RawHistory:
                         f"the update of {participant.site} in window {window.number} is "
                         f"{participant.status}; the history cannot be replayed"
                     )
-                updates += _unpack(participant.site, data)
+                updates += unpack_updates(participant.site, data)
             yield window, updates
 
 
@@ -135,7 +138,13 @@ def _pack(merged: list[MergedUpdate]) -> bytes:
     return target.getvalue()
 
 
-def _unpack(site: str, data: bytes) -> list[MergedUpdate]:
+def is_raw(record: bytes) -> bool:
+    """Whether a record is one of this module's, and not a codec's."""
+    return record[: len(_MAGIC)] == _MAGIC
+
+
+def unpack_updates(site: str, data: bytes) -> list[MergedUpdate]:
+    """Take the updates of a site out of a record; RecordError if it is damaged."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             facts = stored[_FACTS]

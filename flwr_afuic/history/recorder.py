@@ -141,8 +141,13 @@ class Recorder:
         full = len(self.open_sites) >= self.settings.min_sites
         return self.close() if full or len(self._spool.merges) >= self.settings.max_merges else None
 
-    def start(self) -> None:
+    def start(self, names: Sequence[str] | None = None) -> None:
         """Make sure that the history is empty, for a model that nobody has trained yet.
+
+        Parameters
+        ----------
+        names : sequence of str, optional
+            Names of the trained arrays, for those who read the history by blocks.
 
         Raises
         ------
@@ -156,6 +161,8 @@ class Recorder:
                 f"the history holds {windows} windows of an earlier run; resume that run with its "
                 "state_dir, or name a new history"
             )
+        if names is not None:
+            self.store.name_arrays(names)
 
     def resume(self, version: int) -> int:
         """Go back to the history as of ``version``; return how many windows were dropped.

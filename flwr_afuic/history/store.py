@@ -35,6 +35,7 @@ AGGREGATE = ""
 
 _SEED = "seed"
 _LAYOUT = "layout"
+_NAMES = "names"
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,30 @@ class UpdateStore(ABC):
         """Shapes and dtypes of the recorded arrays; None before the first window."""
         known = self.get(_LAYOUT)
         return None if known is None else [(tuple(shape), dtype) for shape, dtype in known]
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the recorded arrays; None if nobody told them."""
+        known = self.get(_NAMES)
+        return None if known is None else tuple(known)
+
+    def name_arrays(self, names: Sequence[str]) -> None:
+        """Say what the recorded arrays are called, in order.
+
+        Raises
+        ------
+        HistoryError
+            If there are not as many as arrays, or they have other names.
+        """
+        if self.layout is not None and len(self.layout) != len(names):
+            raise HistoryError(f"{len(names)} names for {len(self.layout)} recorded arrays")
+        if self.names is None:
+            self.set(_NAMES, list(names))
+        elif self.names != tuple(names):
+            raise HistoryError(
+                f"the history's arrays are called {', '.join(self.names)}, not {', '.join(names)}; "
+                "use a new history for another model"
+            )
 
     def check_layout(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Fix the layout with the first arrays; later ones must have it, too.

@@ -71,7 +71,8 @@ class Recording(Strategy):
         """Run as Flower's ``Strategy.start``; ours run their own loop, which records itself."""
         options = (num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
         if not isinstance(self.strategy, AsyncStrategy):
-            self.recorder.start()
+            layout = Layout.of(initial_arrays.keys(), from_record(initial_arrays), self._kinds)
+            self.recorder.start(layout.trained_names)
             result = super().start(grid, initial_arrays, *options)
             self.recorder.close()
             return result

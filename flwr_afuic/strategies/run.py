@@ -221,7 +221,7 @@ class FederationRun:
             if self.durability is not None:
                 ending.callback(self.durability.close)
             if self.settings.recorder is not None and not self._resumes:
-                self.settings.recorder.start()
+                self.settings.recorder.start(self.layout.trained_names)
             ending.callback(self.buffer.clear)
             ending.callback(self.hooks.close)
             ending.callback(self._evaluations.close)

@@ -102,7 +102,7 @@ class Replay(Method):
     def bind(self, run: FederationRun) -> None:
         """See :class:`Method`."""
         super().bind(run)
-        self._history.begin(run.arrays)
+        self._history.begin(run.arrays, run.layout.names)
 
     def take_update(self, update: Update, weight: float) -> Update:
         """See :class:`Method`."""
