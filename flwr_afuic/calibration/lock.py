@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
+from flwr_afuic.calibration.blocks import BlockBasis
+from flwr_afuic.calibration.pinned import PinnedSubspaces
 from flwr_afuic.errors import ConfigError, LayoutError
 
 FloatArray = npt.NDArray[np.floating]
@@ -28,6 +30,14 @@ class RelearningLock:
     rank above one is several ``add`` calls with one key each, say ``"request/0"``,
     ``"request/1"``. Measured, rank above one bought nothing.
 
+    Beside half-spaces it holds pinned subspaces, EASE's forget lock on the server
+    (:class:`~flwr_afuic.calibration.pinned.PinnedSubspaces`): one projection meets both.
+
+    Attributes
+    ----------
+    pinned : PinnedSubspaces
+        Along these the model does not move at all.
+
     Examples
     --------
     >>> lock = RelearningLock()
@@ -39,14 +49,19 @@ class RelearningLock:
     def __init__(self) -> None:
         self._directions: dict[str, npt.NDArray[np.float64]] = {}
         self._offsets: dict[str, float] = {}
+        self.pinned = PinnedSubspaces()
+
+    def pin(self, key: str, basis: BlockBasis, origin: FloatArray) -> None:
+        """Keep the model, along a basis, where ``origin`` of shape (p,) stands."""
+        self.pinned.add(key, basis, self._vector("origin", origin))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the locks held, sorted."""
+        """Keys of the half-spaces held, sorted."""
         return tuple(sorted(self._directions))
 
     def __len__(self) -> int:
-        return len(self._directions)
+        return len(self._directions) + len(self.pinned)
 
     def __contains__(self, key: object) -> bool:
         return key in self._directions
@@ -136,15 +151,21 @@ class RelearningLock:
         ConfigError
             If the locks contradict each other (opposite directions, no point in common).
         """
-        if not self._directions:
+        if not len(self):
             return w
         vector = self._vector("w", w)
-        keys = self.keys
-        directions = np.stack([self._directions[key] for key in keys])
-        slack = directions @ vector - np.array([self._offsets[key] for key in keys])
         rounding = 8.0 * float(np.finfo(w.dtype).eps) * (1.0 + float(np.linalg.norm(vector)))
+        moved = max(self.pinned.drift(vector).values(), default=0.0) > rounding
+        if moved:
+            vector = vector.copy()
+            self.pinned.settle(vector)
+        keys = self.keys
+        slack = np.array([self._directions[k] @ vector - self._offsets[k] for k in keys])
         if bool(np.all(slack >= -rounding)):
-            return w
+            return vector.astype(w.dtype) if moved else w
+        directions = np.stack([self._directions[key] for key in keys])
+        if len(self.pinned):  # a step that mends a half-space must not leave a pinned subspace
+            directions = np.stack([self.pinned.tangent(row) for row in directions])
         weights = _least_distance_weights(directions @ directions.T, -slack, rounding)
         if weights is None:
             raise ConfigError(
@@ -154,7 +175,7 @@ class RelearningLock:
         return (vector + weights @ directions).astype(w.dtype)
 
     def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Plain arrays: ``keys`` (m,), ``directions`` (m, p) and ``offsets`` (m,)."""
+        """Half-spaces as arrays: ``keys`` (m,), ``directions`` (m, p) and ``offsets`` (m,)."""
         keys = self.keys
         size = len(self._directions[keys[0]]) if keys else 0
         return {
