@@ -23,6 +23,7 @@ from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.unlearning.ascent import PgaSettings, ascend, start_from_reference
 from flwr_afuic.unlearning.contrast import FcuSettings, unlearn_by_contrast
+from flwr_afuic.unlearning.excision import ExcisionSettings
 from flwr_afuic.unlearning.inference import score
 from flwr_afuic.unlearning.level import ForgetScore
 from flwr_afuic.unlearning.local import UnlearningOutcome, unlearn
@@ -226,6 +227,8 @@ class TorchClient(ErasureClient):
     ) -> UnlearningOutcome:
         """Unlearn in place, the way the task's settings name."""
         settings = read_settings(task.settings)
+        if isinstance(settings, ExcisionSettings):
+            raise WireError("this client has no image-text pairs; derive it from MultimodalClient")
         if isinstance(settings, PgaSettings):
             if "own" in task.extras:
                 own = self._loaded(task.extras["own"])

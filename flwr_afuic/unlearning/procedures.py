@@ -9,14 +9,20 @@ from typing import Any
 from flwr_afuic.errors import WireError
 from flwr_afuic.unlearning.ascent import PgaSettings
 from flwr_afuic.unlearning.contrast import FcuSettings
+from flwr_afuic.unlearning.excision import ExcisionSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
 
-LocalSettings = UnlearningSettings | PgaSettings | FcuSettings
+LocalSettings = UnlearningSettings | PgaSettings | FcuSettings | ExcisionSettings
 
-_KINDS: dict[str, type[PgaSettings] | type[FcuSettings]] = {"pga": PgaSettings, "fcu": FcuSettings}
+_KINDS: dict[str, type[PgaSettings] | type[FcuSettings] | type[ExcisionSettings]] = {
+    "pga": PgaSettings,
+    "fcu": FcuSettings,
+    "bke": ExcisionSettings,
+    "pairs-ascent": ExcisionSettings,
+}
 
 
-def write_settings(settings: PgaSettings | FcuSettings) -> str:
+def write_settings(settings: PgaSettings | FcuSettings | ExcisionSettings) -> str:
     """Write settings as one JSON object of scalars."""
     return json.dumps(dataclasses.asdict(settings), sort_keys=True, allow_nan=False)
 
