@@ -106,7 +106,7 @@ def run_arms(
     plan = [
         ("no_unlearning", NoUnlearning, to_record(names, original), base_round, "no-unlearning"),
         ("retrain", Retrain, initial_arrays(settings), 0, "run"),
-        ("retrain_floor", Retrain, _floor_arrays(settings), 0, "floor"),
+        ("retrain_floor", Retrain, floor_arrays(settings), 0, "floor"),
     ]
     for name, method, arrays, first_round, purpose in plan:
         recorder = Recorder(first_round)
@@ -127,7 +127,7 @@ def _run_afuic(
     grid: Grid, settings: AppSettings, inbox_folder: Path, progress: Progress
 ) -> tuple[Arm, AFUIC]:
     recorder = Recorder()
-    steward = _Steward(settings, inbox_folder)
+    steward = Steward(settings, inbox_folder)
     report = _reporting(recorder, "afuic", 0, settings.max_rounds, progress)
 
     def on_version(entry: VersionEntry, arrays: Arrays) -> None:
@@ -153,7 +153,7 @@ def _run_afuic(
     return Arm("afuic", recorder, strategy.journal, strategy.run.round), strategy
 
 
-class _Steward:
+class Steward:
     """The hospital's data steward: files one request at the site, and goes home."""
 
     def __init__(self, settings: AppSettings, inbox_folder: Path) -> None:
@@ -162,6 +162,7 @@ class _Steward:
         self._filed = False
 
     def file_once(self) -> None:
+        """File the request, at the first call."""
         if self._filed:
             return
         self._filed = True
@@ -177,7 +178,8 @@ class _Steward:
         )
 
 
-def _floor_arrays(settings: AppSettings) -> ArrayRecord:
+def floor_arrays(settings: AppSettings) -> ArrayRecord:
+    """Make the initial model of the second retraining."""
     return initial_arrays(settings, derive_seed(settings.seed, "floor-model"))
 
 

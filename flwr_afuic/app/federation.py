@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +22,9 @@ from flwr_afuic.seeds import derive_seed
 Rows = NDArray[np.int64]
 
 _TARGET_SHARE = (0.12, 0.35)
+_FAIR_SHARE = 0.9  # of an equal share: what the target holds at least, however many sites
 _BACKDOOR_LABEL = 0
+_PATIENT_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ def build_federation(settings: AppSettings) -> FederationData:
         scheme=settings.partition,  # type: ignore[arg-type]
         alpha=settings.alpha,
         seed=derive_seed(seed, "partition"),
-        target_share=_TARGET_SHARE,
+        target_share=(min(_TARGET_SHARE[0], _FAIR_SHARE / settings.sites), _TARGET_SHARE[1]),
     )
+    alone = _rarest(dataset) if settings.scenario == "exclusive" else None
+    if alone is not None:
+        parts = _given_class(dataset, parts, alone)
     sites = [dataset.train.subset(part) for part in parts]
     planted = np.array([], dtype=np.int64)
     triggered = None
@@ -92,7 +98,11 @@ def build_federation(settings: AppSettings) -> FederationData:
             derive_seed(seed, "mislabel"),
         )
         planted = np.flatnonzero((sites[0].labels != before).numpy())
+    elif settings.scenario == "patient":
+        sites[0], planted = _confused_patient(sites[0], dataset.num_classes, seed)
     proxies, tuning = dataset.split_validation(seed)
+    if alone is not None:
+        proxies = proxies.subset(np.flatnonzero((proxies.labels != alone).numpy()))
     forget = sites[0].subset(_forgotten(settings, len(sites[0]), planted))
     return FederationData(dataset, tuple(sites), forget, proxies, tuning, triggered)
 
@@ -101,11 +111,38 @@ def _forgotten(settings: AppSettings, held: int, planted: Rows) -> Rows:
     """Choose rows of the target to erase: all, or a share with planted rows first."""
     if settings.scope == "client":
         return np.arange(held)
+    if settings.scenario == "patient":
+        return np.sort(planted)
     rng = np.random.default_rng(derive_seed(settings.seed, "forget"))
     others = rng.permutation(np.setdiff1d(np.arange(held), planted))
     first = rng.permutation(planted) if len(planted) else planted
     count = max(1, round(settings.forget_fraction * held))
     return np.sort(np.concatenate([first, others])[:count].astype(np.int64))
+
+
+def _rarest(dataset: Dataset) -> int:
+    """Return the class with the fewest training images, the first of several."""
+    return int(torch.bincount(dataset.train.labels, minlength=dataset.num_classes).argmin())
+
+
+def _given_class(dataset: Dataset, parts: Sequence[Rows], label: int) -> list[Rows]:
+    """Move every image of a class to the target, which keeps what else it holds."""
+    rows = np.flatnonzero((dataset.train.labels == label).numpy())
+    first = np.union1d(parts[0], rows).astype(np.int64)
+    return [first, *(np.setdiff1d(part, rows) for part in parts[1:])]
+
+
+def _confused_patient(site: ImageSet, num_classes: int, seed: int) -> tuple[ImageSet, Rows]:
+    """Give one patient's images the next label; return the site and their rows.
+
+    The data sets name no patients: one is here up to 16 images of one class of the site.
+    """
+    rng = np.random.default_rng(derive_seed(seed, "patient"))
+    labels = site.labels.numpy().copy()
+    rows = np.flatnonzero(labels == rng.choice(labels))
+    rows = np.sort(rng.permutation(rows)[:_PATIENT_IMAGES]).astype(np.int64)
+    labels[rows] = (labels[rows] + 1) % num_classes
+    return ImageSet(site.images, torch.from_numpy(labels), site.ids), rows
 
 
 def limit_threads() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.wire import Scope
 
-Scenario = Literal["backdoor", "mislabel", "clean"]
+Scenario = Literal["backdoor", "mislabel", "clean", "exclusive", "patient"]
 Engine = Literal["local", "virtual", "simulation"]
 
 _MOST_SERVER_LR = 10.0  # as AsyncStrategy's
@@ -32,8 +32,10 @@ class AppSettings:
         Number of hospitals; ``site-0`` is the one that asks to be forgotten.
     partition, alpha : str, float
         How the training split is divided, and the Dirichlet concentration.
-    scenario : {"backdoor", "mislabel", "clean"}
-        What is planted at ``site-0``.
+    scenario : {"backdoor", "mislabel", "clean", "exclusive", "patient"}
+        What is planted at ``site-0``: a trigger, wrong labels, nothing, every image of one class
+        (nobody else has any, and no proxy shows it), or one patient whose record has the wrong
+        label (with scope ``samples``, that patient is erased).
     poison_fraction : float
         Share of its images that carry the trigger or a wrong label.
     scope : {"client", "samples"}

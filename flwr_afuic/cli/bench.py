@@ -9,6 +9,7 @@ import typer
 
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.cli import options
+from flwr_afuic.cli.bench_forget import forget
 from flwr_afuic.cli.bench_segmentation import segmentation
 from flwr_afuic.errors import ConfigError
 
@@ -19,6 +20,7 @@ app = typer.Typer(help="Experiments that print the documentation's tables.", no_
 
 
 app.command("segmentation")(segmentation)
+app.command("forget")(forget)
 
 
 @app.callback()
@@ -73,7 +75,7 @@ def figures(
             None if wanted else planted,
             wanted,
         )
-        for name in _names(datasets)
+        for name in names(datasets)
     ]
 
     def told(line: str) -> None:
@@ -125,7 +127,7 @@ def leakage(
         )
     values = {"scenario": "clean", "scope": "samples", **options.read_pairs(pairs or [])}
     figures: dict[str, float] = {}
-    for name in _names(datasets):
+    for name in names(datasets):
         found = []
         for seed in read_seeds(seeds):
             settings = AppSettings.from_mapping({**values, "dataset": name, "seed": seed})
@@ -180,7 +182,7 @@ def memory(
     options.use_data_dir(data_dir)
     sizes = [HistorySize(clients, n, parameters) for n in ((20, 100) if long else (20,))]
     values = {**_PLAIN_STEPS, **options.read_pairs(pairs or [])}
-    plans = [AppSettings.from_mapping({**values, "dataset": n}) for n in _names(datasets)]
+    plans = [AppSettings.from_mapping({**values, "dataset": n}) for n in names(datasets)]
     asked = MemorySettings(rounds, recovery, decay)
 
     def told(line: str) -> None:
@@ -218,7 +220,8 @@ def read_seeds(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _names(datasets: str) -> list[str]:
+def names(datasets: str) -> list[str]:
+    """Read names with commas between, each at most once."""
     names = [name.strip() for name in datasets.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"--datasets {datasets!r}: name each data set once, commas between")

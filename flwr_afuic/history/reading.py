@@ -185,9 +185,7 @@ class _Reading:
             )
         return decode_record(data, key=self._store.key(window.number, AGGREGATE)).arrays
 
-    def _raw(
-        self, window: Window, participant: Participant, data: bytes
-    ) -> Iterator[ClientUpdate]:
+    def _raw(self, window: Window, participant: Participant, data: bytes) -> Iterator[ClientUpdate]:
         if self._deviations:
             raise HistoryError("a raw history holds updates, not deviations; read it without")
         merged = unpack_updates(participant.site, data)
