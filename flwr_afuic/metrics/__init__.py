@@ -31,11 +31,13 @@ from flwr_afuic.metrics.membership import (
 from flwr_afuic.metrics.progress import lost_progress
 from flwr_afuic.metrics.relearn import RelearnTime, relearn_ratio, relearn_rounds
 from flwr_afuic.metrics.resurfacing import Resurfacing, resurfacing
+from flwr_afuic.metrics.retrieval import Recall, bootstrap_interval, recall, retrieval_ranks
 from flwr_afuic.metrics.timeline import TaskSpan
 
 __all__ = [
     "STALL_TOLERANCE",
     "ClientSpread",
+    "Recall",
     "RelearnTime",
     "Resurfacing",
     "Scores",
@@ -46,6 +48,7 @@ __all__ = [
     "average_gap",
     "backdoor_success",
     "balanced_accuracy",
+    "bootstrap_interval",
     "client_spread",
     "cross_entropy",
     "dip_rounds",
@@ -57,10 +60,12 @@ __all__ = [
     "membership_auc",
     "merge_dip",
     "parameter_distance_ratio",
+    "recall",
     "relearn_ratio",
     "relearn_rounds",
     "resurfacing",
     "retained_throughput",
+    "retrieval_ranks",
     "score_gap",
     "stall_by_site",
     "stall_seconds",
