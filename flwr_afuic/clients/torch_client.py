@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flwr_afuic import wire
+from flwr_afuic.clients.batches import rows_of, task_batches
 from flwr_afuic.clients.erasure_client import Config, ErasureClient, Metrics, UnlearningTask
 from flwr_afuic.clients.node import open_inbox as open_inbox
 from flwr_afuic.clients.node import site_privacy
-from flwr_afuic.errors import ConfigError, DataError, UnknownSampleError, WireError
+from flwr_afuic.errors import ConfigError, DataError, WireError
 from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
 from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.seeds import derive_seed
@@ -295,14 +296,7 @@ class TorchClient(ErasureClient):
         return model
 
     def _rows(self, sample_ids: Sequence[str]) -> list[int]:
-        position = {sample: row for row, sample in enumerate(self._site_data().ids)}
-        missing = [sample for sample in sample_ids if sample not in position]
-        if missing:
-            raise UnknownSampleError(
-                f"{len(missing)} of {len(sample_ids)} samples are not held at this site, the "
-                f"first is {missing[0]!r}"
-            )
-        return [position[sample] for sample in sample_ids]
+        return rows_of(self._site_data().ids, sample_ids)
 
     def _anchor(self, task: UnlearningTask, data: SiteData) -> Tensor:
         """Choose what the unlearned model must keep: proxies, else kept, else held-out images."""
@@ -321,20 +315,15 @@ class TorchClient(ErasureClient):
     def _batches(
         self, count: int, generator: torch.Generator, *, effort: wire.Scalar = 1.0
     ) -> list[Tensor]:
-        """Draw the batches of one task: shuffled passes, cut to the number of steps.
-
-        A method may ask for less than the usual ``effort``, in (0, 1], of at least one step.
-        """
-        size = min(self.batch_size, count)
-        per_epoch = max(1, count // size)
-        steps = per_epoch * self.local_epochs if self.local_steps is None else self.local_steps
-        if isinstance(effort, int | float) and 0 < effort < 1:
-            steps = max(1, round(effort * steps))
-        batches: list[Tensor] = []
-        while len(batches) < steps:
-            order = torch.randperm(count, generator=generator)
-            batches += [order[i * size : (i + 1) * size] for i in range(per_epoch)]
-        return batches[:steps]
+        """Draw the batches of one task, see :func:`~flwr_afuic.clients.batches.task_batches`."""
+        return task_batches(
+            count,
+            generator,
+            batch_size=self.batch_size,
+            epochs=self.local_epochs,
+            steps=self.local_steps,
+            effort=effort,
+        )
 
 
 def _head(tensor: Tensor) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flwr_afuic.errors import ConfigError
+from flwr_afuic.data.multimodal.pairs import ImageTextSet
+from flwr_afuic.errors import ConfigError, DataError
 from flwr_afuic.models.multimodal import CLIP_MEAN, CLIP_STD, AdapterCLIP
-from flwr_afuic.models.tokens import load_tokenizer, need_multimodal
+from flwr_afuic.models.tokens import encode, load_tokenizer, need_multimodal
 from flwr_afuic.seeds import derive_seed
+from flwr_afuic.unlearning.pairs import Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +84,6 @@ class Backbone:
 
     def with_adapters(self, *, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> AdapterCLIP:
         """Return a model with fresh adapters on a copy of the backbone."""
-        import copy
-
         return AdapterCLIP(
             copy.deepcopy(self.clip),
             rank=rank,
@@ -91,6 +92,22 @@ class Backbone:
             mean=self.mean,
             std=self.std,
         )
+
+    def encode(self, pairs: ImageTextSet) -> Pairs:
+        """Encode captions for this backbone; images must have its size already.
+
+        Raises
+        ------
+        DataError
+            If the images are of another size.
+        """
+        if tuple(pairs.images.shape[-2:]) != (self.image_size, self.image_size):
+            raise DataError(
+                f"images of {tuple(pairs.images.shape[-2:])} pixels for a backbone of "
+                f"{self.image_size}; load them with size={self.image_size}"
+            )
+        tokens, mask = encode(self.tokenizer, pairs.captions, self.length)
+        return Pairs(pairs.images, tokens, mask, pairs.groups)
 
     def save(self, folder: str | Path) -> None:
         """Write weights (safetensors), configuration, tokenizer and scaling into a folder."""

@@ -133,14 +133,16 @@ class AdapterCLIP(nn.Module):
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
         """Switch all adapters off: inside, this is the base model."""
-        layers = [m for m in self.clip.modules() if hasattr(m, "enable_adapters")]
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [m for m in self.clip.modules() if isinstance(m, BaseTunerLayer)]
         try:
             for layer in layers:
-                _switch(layer, False)
+                layer.enable_adapters(False)
             yield
         finally:
             for layer in layers:
-                _switch(layer, True)
+                layer.enable_adapters(True)
 
     # ---- the two towers -------------------------------------------------------------
 
@@ -157,12 +159,7 @@ class AdapterCLIP(nn.Module):
         Tensor, shape (n, e)
             Rows of norm 1.
         """
-        channels = self.clip.config.vision_config.num_channels
-        if images.shape[1] == 1 and channels > 1:
-            images = images.expand(-1, channels, -1, -1)
-        pixels = (images - self.mean) / self.std
-        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
-        return functional.normalize(self.clip.visual_projection(pooled), dim=1)
+        return image_embeddings(self.clip, (images - self.mean) / self.std)
 
     def embed_texts(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Embed captions.
@@ -177,11 +174,7 @@ class AdapterCLIP(nn.Module):
         Tensor, shape (n, e)
             Rows of norm 1.
         """
-        longest = int(mask.sum(dim=1).max()) if len(mask) else tokens.shape[1]
-        # What follows the end token is not looked at: attention is causal, pooling at the end.
-        tokens, mask = tokens[:, :longest], mask[:, :longest]
-        pooled = self.clip.text_model(input_ids=tokens, attention_mask=mask).pooler_output
-        return functional.normalize(self.clip.text_projection(pooled), dim=1)
+        return text_embeddings(self.clip, tokens, mask)
 
     def scale(self) -> Tensor:
         """Return the factor of similarities, ``exp(logit_scale)``, frozen with the backbone."""
@@ -193,6 +186,24 @@ class AdapterCLIP(nn.Module):
         return found
 
 
+def image_embeddings(clip: Any, pixels: Tensor) -> Tensor:
+    """Embed scaled images by a CLIP's vision tower; rows of norm 1. # shape: (n, e)."""
+    channels = clip.config.vision_config.num_channels
+    if pixels.shape[1] == 1 and channels > 1:
+        pixels = pixels.expand(-1, channels, -1, -1)
+    pooled = clip.vision_model(pixel_values=pixels).pooler_output
+    return functional.normalize(clip.visual_projection(pooled), dim=1)
+
+
+def text_embeddings(clip: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Embed captions by a CLIP's text tower; rows of norm 1. # shape: (n, e)."""
+    # What follows the end token is not looked at: attention is causal, pooling at the end.
+    longest = int(mask.sum(dim=1).max()) if len(mask) else tokens.shape[1]
+    tokens, mask = tokens[:, :longest], mask[:, :longest]
+    pooled = clip.text_model(input_ids=tokens, attention_mask=mask).pooler_output
+    return functional.normalize(clip.text_projection(pooled), dim=1)
+
+
 def _outer(name: str) -> str:
     return name.replace(".default", "")
 
@@ -200,8 +211,3 @@ def _outer(name: str) -> str:
 def _order(name: str) -> list[tuple[int, str]]:
     """Sort numbers as numbers: layer 10 comes after layer 2."""
     return [(int(p), "") if p.isdigit() else (0, p) for p in name.split(".")]
-
-
-def _switch(layer: nn.Module, on: bool) -> None:
-    # peft's own switch also turns requires_grad off and on; the flag alone is enough.
-    layer._disable_adapters = not on  # type: ignore[assignment]

@@ -103,8 +103,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"no tokenizer could be loaded from {str(folder)!r}: {_first_line(error)}; give a folder "
-            "that save_pretrained wrote, or a name the hub knows while there is a connection to it"
+            f"no tokenizer could be loaded from {str(folder)!r}: {_first_line(error)}; give a "
+            "folder that save_pretrained wrote, or a name the hub knows while it can be reached"
         ) from error
 
 

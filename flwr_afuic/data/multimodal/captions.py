@@ -12,7 +12,7 @@ LEAST_WORDS = 3
 
 _NAMES_SOMEBODY = re.compile(
     r"\b(?:patient|case|subject|mrn|record|accession|id)\s*(?:no\.?|number|id|nr\.?)?\s*[#:]?\s*"
-    r"(?=[\w-]*\d)[\w-]+(?!\s*-?\s*(?:years?|yrs?|y/?o)\b)",
+    r"(?=[\w-]*\d)[\w-]++(?!\s*-?\s*(?:years?|yrs?|y/?o)\b)",
     re.IGNORECASE,
 )
 

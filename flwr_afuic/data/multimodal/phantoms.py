@@ -76,9 +76,7 @@ def make_pair_phantoms(
 
 
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, str, str]:
-    side, zone, extent, kind, ribs, heart = (
-        int(rng.integers(n)) for n in (2, 3, 2, 2, 5, 2)
-    )
+    side, zone, extent, kind, ribs, heart = (int(rng.integers(n)) for n in (2, 3, 2, 2, 5, 2))
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     y, x = axis[:, None], axis[None, :]
     image = 0.6 - 0.3 * np.exp(-(((np.abs(x) - 0.45) / 0.25) ** 4) - (y / 0.75) ** 4)
