@@ -283,7 +283,7 @@ def split_groups(arrays: list[Any], counts: object) -> dict[str, list[Any]]:
 
 
 def _score(row: Mapping[str, Any]) -> ForgetScore:
-    return read_score(row["loss"], row["accuracy"], row["count"])
+    return read_score(row["loss"], row["accuracy"], row["count"], row.get("name"))
 
 
 def read_level(text: object) -> ForgetScore | None:
@@ -296,10 +296,11 @@ def read_level(text: object) -> ForgetScore | None:
     return _score(row)
 
 
-def read_score(loss: object, accuracy: object, count: object) -> ForgetScore:
+def read_score(loss: object, accuracy: object, count: object, name: object = None) -> ForgetScore:
     """Build a score from untrusted values; WireError names what is malformed."""
+    words = "accuracy" if name is None else str(name)
     try:
-        return ForgetScore(float(loss), float(accuracy), int(count))  # type: ignore[arg-type, call-overload]
+        return ForgetScore(float(loss), float(accuracy), int(count), words)  # type: ignore[arg-type, call-overload]
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a site's score is malformed: {error}") from error
 

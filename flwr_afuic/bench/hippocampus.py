@@ -21,6 +21,7 @@ PROVENANCE = (
     "CC BY-SA 4.0; cases of no site"
 )
 _AREAS = ("site", "patient")
+_TEST_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,12 @@ class HippocampusSettings:
     sites : int
         ``site-0`` is the one that erases: everything, or one patient.
     tests, proxies : int
-        Cases that belong to no site: for scoring, and for the server.
-    request_round, rounds_after, verify_rounds : int
+        Cases that belong to no site: for scoring, and for the server. The test cases are the same
+        for every seed; which others are whose, the seed says.
+    tuning : bool
+        Leave the test cases out altogether and score on as many others: constants are chosen there.
+    request_round, rounds_for_erasure, rounds_after, verify_rounds : int
+        Every arm trains for the sum of the first three, so that none waits for another.
     local_steps, batch_size, lr
         Local training, with Adam.
     unlearning_lr, unlearning_steps, distillation_lr, distillation_steps
@@ -67,12 +72,14 @@ class HippocampusSettings:
     sites: int = 5
     tests: int = 18
     proxies: int = 12
-    request_round: int = 14
+    tuning: bool = False
+    request_round: int = 20
+    rounds_for_erasure: int = 8
     rounds_after: int = 30
     verify_rounds: int = 5
     local_steps: int = 6
     batch_size: int = 2
-    lr: float = 0.003
+    lr: float = 0.005
     unlearning_lr: float = 0.5
     unlearning_steps: int = 30
     distillation_lr: float = 0.05
@@ -84,6 +91,7 @@ class HippocampusSettings:
     def __post_init__(self) -> None:
         for name in (
             "request_round",
+            "rounds_for_erasure",
             "rounds_after",
             "local_steps",
             "batch_size",
@@ -94,7 +102,7 @@ class HippocampusSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.sites < 3:
             raise ConfigError(f"sites is {self.sites}; it must be at least 3")
-        needed = self.tests + self.proxies + 2 * self.sites
+        needed = (1 + self.tuning) * self.tests + self.proxies + 2 * self.sites
         if self.cases < needed:
             raise ConfigError(
                 f"{self.cases} cases cannot be divided among {self.sites} sites with {self.tests} "
@@ -107,6 +115,11 @@ class HippocampusSettings:
     def target(self) -> str:
         """Name of the site that erases."""
         return "site-0"
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that every arm trains."""
+        return self.request_round + self.rounds_for_erasure + self.rounds_after
 
     def clinical(self) -> ClinicalSettings:
         """Return what sites and server share."""
@@ -183,15 +196,26 @@ def load_hippocampus(settings: HippocampusSettings, folder: Path) -> Hippocampus
     loaded, report = source.load()
     if report.problems:
         raise DataError(f"the hippocampus volumes are damaged: {report.text()}")
-    rng = np.random.default_rng(derive_seed(settings.seed, "cases"))
-    order = [int(i) for i in rng.permutation(len(loaded))]
-    first = settings.tests + settings.proxies
-    parts = np.array_split(np.array(order[first:]), settings.sites)
+    tests, proxies, sites = divide(settings, len(loaded))
     return HippocampusData(
-        sites=tuple(loaded.subset([int(i) for i in part]) for part in parts),
-        test=loaded.subset(order[: settings.tests]),
-        proxies=loaded.subset(order[settings.tests : first]),
+        sites=tuple(loaded.subset(part) for part in sites),
+        test=loaded.subset(tests),
+        proxies=loaded.subset(proxies),
     )
+
+
+def divide(
+    settings: HippocampusSettings, count: int
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Divide cases into those for scoring, the proxies, and each site's."""
+    fixed = np.random.default_rng(derive_seed(_TEST_SEED, "tests")).permutation(count)
+    tests, rest = fixed[: settings.tests], fixed[settings.tests :]
+    rest = np.random.default_rng(derive_seed(settings.seed, "cases")).permutation(rest)
+    if settings.tuning:
+        tests, rest = rest[: settings.tests], rest[settings.tests :]
+    proxies, held = rest[: settings.proxies], rest[settings.proxies :]
+    parts = np.array_split(held, settings.sites)
+    return tests.tolist(), proxies.tolist(), [part.tolist() for part in parts]
 
 
 def write_table(root: Path, table: Path, cases: int) -> Path:

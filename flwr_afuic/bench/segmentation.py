@@ -1,8 +1,12 @@
-"""An erasure from a 3D segmentation, of a site or of one patient, judged by retraining."""
+"""An erasure from a 3D segmentation, of a site or of one patient, judged by retraining.
+
+Every arm trains for the same number of rounds and can be run, and kept, by itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context
@@ -19,25 +23,26 @@ from flwr_afuic.bench.hippocampus import (
     check_area,
     load_hippocampus,
 )
-from flwr_afuic.bench.segmentation_scores import AreaResult, VolumeScorer
+from flwr_afuic.bench.segmentation_scores import AreaResult, ArmCurve, VolumeScorer
 from flwr_afuic.calibration.fidelity import FidelitySettings
 from flwr_afuic.calibration.invariance import InvarianceSettings
 from flwr_afuic.clients.clinical_client import ClinicalClient
 from flwr_afuic.data.clinical import ClinicalSet
 from flwr_afuic.erasure.inbox import SiteInbox
-from flwr_afuic.errors import FederationError
+from flwr_afuic.errors import ConfigError, FederationError
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
-from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.afuic import AFUIC
+from flwr_afuic.strategies.asynchronous import AsyncStrategy
 from flwr_afuic.strategies.bounds import NoUnlearning, Retrain
+from flwr_afuic.strategies.codec import to_record
 from flwr_afuic.strategies.gate import GateSettings
-from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
 
+ARMS = ("afuic", "retrain", "retrain_floor", "no_unlearning")
 _TIMEOUT = 3600.0
 # Messages of megabytes cost more than the few local steps: an erasure then takes a few rounds, as
 # it does where sites train for minutes a round.
@@ -51,7 +56,7 @@ def measure(
     area: str,
     folder: Path,
     *,
-    arms: tuple[str, ...] = ("retrain", "retrain_floor", "no_unlearning"),
+    arms: tuple[str, ...] = ARMS,
     told: Told = lambda line: None,
 ) -> AreaResult:
     """Run one erasure and its bounds, and score them.
@@ -64,7 +69,7 @@ def measure(
     folder : pathlib.Path
         A fresh folder: inboxes, and the table.
     arms : tuple of str
-        Beside AFU-IC; ``retrain`` is always needed.
+        Of :data:`ARMS`; ``afuic`` and ``retrain`` are always needed.
     told : callable
         Hears of progress.
 
@@ -75,74 +80,135 @@ def measure(
     DataError
         If the data are not there.
     """
+    curves = {}
+    for arm in arms:
+        told(f"{area}: {arm}")
+        curves[arm] = run_arm(settings, area, arm, folder / arm)
+    return AreaResult(area, curves)
+
+
+def run_arm(settings: HippocampusSettings, area: str, arm: str, folder: Path) -> ArmCurve:
+    """Run one arm and score its models from the request on; raises as :func:`measure`.
+
+    ``afuic`` erases; ``retrain`` and ``retrain_floor`` (another seed) train without the data from
+    the beginning; ``no_unlearning`` trains on without them from the request on.
+    """
     check_area(area)
+    if arm not in ARMS:
+        raise ConfigError(f"arm is {arm!r}; use one of {', '.join(ARMS)}")
     limit_threads()
     data = load_hippocampus(settings, folder)
     scorer = VolumeScorer(settings, data, area)
-    grid = _grid(settings, data, folder)
-    told(f"{area}: AFU-IC")
-    strategy, recorder = _run_afuic(settings, data, area, grid, folder)
-    record = strategy.requests[0] if strategy.requests else None
-    if record is None or record.merge_round is None:
-        why = record.reason if record is not None else "the request never reached the server"
-        raise FederationError(f"the erasure was not merged: {why}")
-    base = strategy.journal.of_kind("request")[0]
-    original = strategy.base_models[base.version]
-    result = AreaResult(
-        area, record.merge_round, record.state, record.reason, scorer.score(original)
-    )
-    total = strategy.run.round
-    told(f"{area}: {record.state} ({record.reason}), merged in round {record.merge_round}")
-    scorer.curve(result, "afuic", recorder)
-    without = (settings.target,) if area == "site" else ()
-    names = strategy.run.layout.names
-    start = {
-        "retrain": (Retrain, _initial(settings, settings.seed), 0),
-        "retrain_floor": (Retrain, _initial(settings, derive_seed(settings.seed, "floor")), 0),
-        "no_unlearning": (
-            NoUnlearning,
-            ArrayRecord(dict(zip(names, _tensors(settings, original), strict=True))),
-            base.round,
-        ),
-    }
-    for arm in arms:
-        told(f"{area}: {arm}")
-        method, arrays, first = start[arm]
-        recorder = Recorder(first)
-        trained = method(
-            without=without,
-            on_version=recorder,
-            **_engine(settings, derive_seed(settings.seed, arm)),
+    run = _Run(settings, data, area, folder)
+    if arm == "afuic":
+        return run.afuic(scorer)
+    if arm == "no_unlearning":
+        return run.no_unlearning(scorer)
+    return run.retrain(scorer, arm)
+
+
+@dataclass
+class _Run:
+    """One arm on a grid of its own."""
+
+    settings: HippocampusSettings
+    data: HippocampusData
+    area: str
+    folder: Path
+
+    def afuic(self, scorer: VolumeScorer) -> ArmCurve:
+        recorder = Recorder()
+
+        def on_version(entry: VersionEntry, arrays: Arrays) -> None:
+            recorder(entry, arrays)
+            if entry.round >= self.settings.request_round:
+                self._file()
+
+        strategy = make_strategy(self.settings, self.data.proxies, on_version=on_version)
+        self._train(strategy, self._initial(self.settings.seed), self.settings.rounds)
+        record = strategy.requests[0] if strategy.requests else None
+        if record is None or record.merge_round is None:
+            why = record.reason if record is not None else "the request never reached the server"
+            raise FederationError(f"the erasure was not merged: {why}")
+        base = strategy.journal.of_kind("request")[0]
+        merges = [step.round for step in record.history if step.state == "merged"]
+        return replace(
+            scorer.curve(recorder, self.settings.request_round),
+            before=scorer.score(strategy.base_models[base.version]),
+            merge_round=record.merge_round,
+            attempts=len(merges),
+            state=str(record.state),
+            reason=record.reason,
         )
-        trained.start(grid, arrays, num_rounds=total - first, timeout=_TIMEOUT)
-        scorer.curve(result, arm, recorder)
-    return result
 
+    def retrain(self, scorer: VolumeScorer, arm: str) -> ArmCurve:
+        seed = derive_seed(self.settings.seed, "floor" if arm == "retrain_floor" else "run")
+        start = self.settings.seed if arm == "retrain" else seed
+        recorder = Recorder()
+        if self.area == "patient":
+            self._file()  # its tombstones keep the patient out of the site's training
+        without = (self.settings.target,) if self.area == "site" else ()
+        strategy = Retrain(without=without, on_version=recorder, **_engine(self.settings, seed))
+        self._train(strategy, self._initial(start), self.settings.rounds)
+        return scorer.curve(recorder, self.settings.request_round)
 
-def _grid(settings: HippocampusSettings, data: HippocampusData, folder: Path) -> LocalGrid:
-    clinical = settings.clinical()
+    def no_unlearning(self, scorer: VolumeScorer) -> ArmCurve:
+        # What the erasing arm trains until the request, again: an arm can be run by itself.
+        before = Recorder()
+        seed = derive_seed(self.settings.seed, "afuic")
+        first = NoUnlearning(without=(), on_version=before, **_engine(self.settings, seed))
+        self._train(first, self._initial(self.settings.seed), self.settings.request_round)
+        names = first.run.layout.names
+        start = before.versions[max(before.versions)][1]
+        if self.area == "patient":
+            self._file()
+        without = (self.settings.target,) if self.area == "site" else ()
+        recorder = Recorder(self.settings.request_round)
+        seed = derive_seed(self.settings.seed, "no-unlearning")
+        strategy = NoUnlearning(
+            without=without, on_version=recorder, **_engine(self.settings, seed)
+        )
+        left = self.settings.rounds - self.settings.request_round
+        self._train(strategy, to_record(names, start), left)
+        return scorer.curve(recorder, self.settings.request_round)
 
-    def client_fn(context: Context) -> Client:
-        partition = int(context.node_config["partition-id"])
-        return ClinicalClient(clinical, data.sites[partition], context).to_client()
+    def _train(self, strategy: AsyncStrategy, arrays: ArrayRecord, rounds: int) -> None:
+        grid = self._grid()
+        try:
+            strategy.start(grid, arrays, num_rounds=rounds, timeout=_TIMEOUT)
+        finally:
+            grid.close()
 
-    inboxes = {i: {"inbox": str(_inbox(folder, i))} for i in range(settings.sites)}
-    app = ClientApp(client_fn)
-    return LocalGrid(app, settings.sites, node_configs=inboxes, speed=_SPEED)
+    def _grid(self) -> LocalGrid:
+        clinical = self.settings.clinical()
 
+        def client_fn(context: Context) -> Client:
+            partition = int(context.node_config["partition-id"])
+            return ClinicalClient(clinical, self.data.sites[partition], context).to_client()
 
-def _inbox(folder: Path, partition: int) -> Path:
-    return folder / f"site-{partition}" / "inbox.sqlite"
+        sites = range(self.settings.sites)
+        inboxes = {i: {"inbox": str(self._inbox(i))} for i in sites}
+        app = ClientApp(client_fn)
+        return LocalGrid(app, self.settings.sites, node_configs=inboxes, speed=_SPEED)
 
+    def _inbox(self, partition: int) -> Path:
+        return self.folder / f"site-{partition}" / "inbox.sqlite"
 
-def _engine(settings: HippocampusSettings, seed: int) -> dict[str, object]:
-    return {
-        "buffer_size": settings.sites - 1,
-        "server_lr": 1.0,
-        "min_available_nodes": settings.sites,
-        "evaluate_every": 0,
-        "seed": seed,
-    }
+    def _file(self) -> None:
+        """File the erasure in the site's inbox, as its data steward would; once."""
+        inbox, held = SiteInbox(self._inbox(0)), self.data.sites[0]
+        if inbox.requests():
+            return
+        inbox.note_held(held.ids, dict(zip(held.ids, held.patients, strict=True)))
+        inbox.file(
+            scope="client" if self.area == "site" else "samples",
+            sample_ids=(),
+            held=held.ids,
+            patients=() if self.area == "site" else [held.patients[0]],
+        )
+
+    def _initial(self, seed: int) -> ArrayRecord:
+        return ArrayRecord(self.settings.clinical().network(seed).state_dict())
 
 
 def make_strategy(settings: HippocampusSettings, proxies: ClinicalSet, **options: object) -> AFUIC:
@@ -177,44 +243,11 @@ def make_strategy(settings: HippocampusSettings, proxies: ClinicalSet, **options
     return AFUIC(**chosen)  # type: ignore[arg-type]
 
 
-def _run_afuic(
-    settings: HippocampusSettings,
-    data: HippocampusData,
-    area: str,
-    grid: LocalGrid,
-    folder: Path,
-) -> tuple[AFUIC, Recorder]:
-    recorder, inbox = Recorder(), SiteInbox(_inbox(folder, 0))
-
-    def on_version(entry: VersionEntry, arrays: Arrays) -> None:
-        recorder(entry, arrays)
-        if entry.round >= settings.request_round and not inbox.requests():
-            held = data.sites[0]
-            inbox.file(
-                scope="client" if area == "site" else "samples",
-                sample_ids=(),
-                held=held.ids,
-                patients=() if area == "site" else [held.patients[0]],
-            )
-
-    def finished(run: FederationRun) -> bool:
-        merges = [record.merge_round for record in strategy.requests]
-        if not merges or any(record.open for record in strategy.requests):
-            return False
-        merged = [merge for merge in merges if merge is not None]
-        return not merged or run.round >= max(merged) + settings.rounds_after
-
-    strategy = make_strategy(settings, data.proxies, on_version=on_version, stop_when=finished)
-    most = settings.request_round + settings.rounds_after + 20
-    strategy.start(grid, _initial(settings, settings.seed), num_rounds=most, timeout=_TIMEOUT)
-    return strategy, recorder
-
-
-def _initial(settings: HippocampusSettings, seed: int) -> ArrayRecord:
-    return ArrayRecord(settings.clinical().network(seed).state_dict())
-
-
-def _tensors(settings: HippocampusSettings, arrays: Arrays) -> list[object]:
-    model = settings.clinical().network()
-    set_arrays(model, arrays)
-    return list(model.state_dict().values())
+def _engine(settings: HippocampusSettings, seed: int) -> dict[str, object]:
+    return {
+        "buffer_size": settings.sites - 1,
+        "server_lr": 1.0,
+        "min_available_nodes": settings.sites,
+        "evaluate_every": 0,
+        "seed": seed,
+    }

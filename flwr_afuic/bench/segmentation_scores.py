@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from flwr_afuic.app.arms import Recorder
 from flwr_afuic.bench.hippocampus import HippocampusData, HippocampusSettings
+from flwr_afuic.errors import DataError
 from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.metrics import membership_auc, resurfacing
 from flwr_afuic.metrics.segmentation import hausdorff_distances
 from flwr_afuic.models.arrays import set_arrays
-from flwr_afuic.unlearning.inference import predict, sample_losses, score
+from flwr_afuic.unlearning.inference import predict, sample_results, score
+from flwr_afuic.unlearning.tasks import decided
 
 _LAST_ROUNDS = 5  # gaps are means over so many rounds: one model's Dice wavers
 
@@ -39,33 +42,80 @@ class VolumeScores:
     membership_auc: float
 
 
+SCORE_NAMES = tuple(VolumeScores.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """What one arm left: its scores by round from the request on, and how its request ended.
+
+    Attributes
+    ----------
+    rounds : dict of int to VolumeScores
+    hausdorff : float
+        95th percentile on the test cases at the end, mean, in voxels.
+    before : VolumeScores or None
+        Of the model at the request; this and what follows of the arm that erases only.
+    merge_round : int or None
+        Of the last merge.
+    attempts : int
+        Merges it took.
+    state, reason : str
+    """
+
+    rounds: dict[int, VolumeScores]
+    hausdorff: float = math.nan
+    before: VolumeScores | None = None
+    merge_round: int | None = None
+    attempts: int = 0
+    state: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for a JSON that knows no NaN."""
+        distance = self.hausdorff if math.isfinite(self.hausdorff) else None
+        return {**asdict(self), "hausdorff": distance}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ArmCurve:
+        """Read what :meth:`to_json` returned; DataError if it is damaged."""
+        try:
+            before = row["before"]
+            rounds = {int(r): VolumeScores(**scores) for r, scores in row["rounds"].items()}
+            distance = math.nan if row["hausdorff"] is None else float(row["hausdorff"])
+            told = {**row, "rounds": rounds, "hausdorff": distance}
+            return cls(**{**told, "before": None if before is None else VolumeScores(**before)})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"the scores of an arm are damaged: {error!r}; repeat it") from error
+
+
 @dataclass
 class AreaResult:
-    """What one erasure left: scores of each arm by round, and how the request ended.
+    """One erasure beside its bounds.
 
     Attributes
     ----------
     area : str
-    curves : dict of str to dict of int to VolumeScores
-    merge_round : int
-    state, reason : str
-    before : VolumeScores
-        Of the model at the request.
-    hausdorff : dict of str to float
-        95th percentile on the test cases at the end, mean, in voxels, by arm.
+    curves : dict of str to ArmCurve
+        By arm; ``afuic`` and ``retrain`` are always there.
     """
 
     area: str
-    merge_round: int
-    state: str
-    reason: str
-    before: VolumeScores
-    curves: dict[str, dict[int, VolumeScores]] = field(default_factory=dict)
-    hausdorff: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, ArmCurve] = field(default_factory=dict)
+
+    @property
+    def merge_round(self) -> int:
+        """Round of the last merge; DataError where there was none."""
+        merged = self.curves["afuic"].merge_round
+        if merged is None:
+            raise DataError(f"the erasure of the {self.area} was not merged; nothing to compare")
+        return merged
 
     def last(self, arm: str, name: str) -> float:
         """Mean of a score over the last rounds of an arm; NaN where it was not measured."""
-        curve = self.curves.get(arm, {})
+        if arm not in self.curves:
+            return math.nan
+        curve = self.curves[arm].rounds
         values = [getattr(curve[r], name) for r in sorted(curve)[-_LAST_ROUNDS:]]
         found = [value for value in values if value is not None]
         return float(np.mean(found)) if found else math.nan
@@ -75,33 +125,50 @@ class AreaResult:
         return self.last(arm, name) - self.last("retrain", name)
 
     def series(self, arm: str, name: str) -> dict[int, float]:
-        """One score by round."""
-        curve = self.curves[arm]
-        return {r: float(getattr(curve[r], name)) for r in sorted(curve)}
+        """One score by round, from the last merge on."""
+        curve = self.curves[arm].rounds
+        return {r: float(getattr(curve[r], name)) for r in sorted(curve) if r >= self.merge_round}
 
-    def figures(self) -> dict[str, float]:
-        """Flat figures of this area; those that do not apply are left out."""
+    def resurfacing(self, arm: str) -> tuple[float, float]:
+        """Mean and greatest difference of an arm's forget Dice from retraining's since the merge.
+
+        NaN of an arm that was not run.
+        """
+        if arm not in self.curves:
+            return math.nan, math.nan
         back = resurfacing(
-            self.series("afuic", "forget_dice"),
+            self.series(arm, "forget_dice"),
             self.series("retrain", "forget_dice"),
             merge_round=self.merge_round,
         )
-        found = {
-            "dice_gap": self.gap("dice"),
-            "forget_dice_gap": self.gap("forget_dice"),
-            "kept_dice_gap": self.gap("kept_dice"),
-            "membership_gap": self.gap("membership_auc"),
-            "resurfacing_mean": back.mean,
-            "resurfacing_max": back.max,
-            "floor/dice_gap": self.gap("dice", "retrain_floor"),
-            "floor/forget_dice_gap": self.gap("forget_dice", "retrain_floor"),
-            "no_unlearning/forget_dice_gap": self.gap("forget_dice", "no_unlearning"),
-            "no_unlearning/membership_gap": self.gap("membership_auc", "no_unlearning"),
+        return back.mean, back.max
+
+    def figures(self) -> dict[str, float]:
+        """Flat figures of this area; those that do not apply are left out."""
+        found: dict[str, float] = {}
+        for arm, start in (
+            ("afuic", ""),
+            ("retrain_floor", "floor/"),
+            ("no_unlearning", "no_unlearning/"),
+        ):
+            mean, most = self.resurfacing(arm)
+            found |= {
+                f"{start}dice_gap": self.gap("dice", arm),
+                f"{start}forget_dice_gap": self.gap("forget_dice", arm),
+                f"{start}kept_dice_gap": self.gap("kept_dice", arm),
+                f"{start}membership_gap": self.gap("membership_auc", arm),
+                f"{start}resurfacing_mean": mean,
+                f"{start}resurfacing_max": most,
+            }
+        erased = self.curves["afuic"]
+        found |= {
             "retrain/dice": self.last("retrain", "dice"),
-            "completed": float(self.state == "completed"),
+            "retrain/forget_dice": self.last("retrain", "forget_dice"),
+            "merge_round": float(self.merge_round),
+            "merges": float(erased.attempts),
+            "completed": float(erased.state == "completed"),
         }
-        for arm, distance in self.hausdorff.items():
-            found[f"{arm}/hausdorff95"] = distance
+        found |= {f"{arm}/hausdorff95": curve.hausdorff for arm, curve in self.curves.items()}
         start = f"hippocampus/{self.area}/"
         return {start + k: v for k, v in found.items() if math.isfinite(v)}
 
@@ -118,47 +185,27 @@ class VolumeScorer:
         model = self._settings.clinical().network()
         set_arrays(model, arrays)
         test, forget, kept = self._test, self._forget, self._kept
-        members = sample_losses(model, forget.images, forget.targets)
-        others = sample_losses(model, test.images, test.targets)
+        members, forgotten = sample_results(model, forget.images, forget.targets)
+        others, unseen = sample_results(model, test.images, test.targets)
         return VolumeScores(
-            dice=score(model, test.images, test.targets).accuracy,
-            forget_dice=score(model, forget.images, forget.targets).accuracy,
+            dice=float(unseen.mean()),
+            forget_dice=float(forgotten.mean()),
             kept_dice=None if kept is None else score(model, kept.images, kept.targets).accuracy,
             membership_auc=membership_auc(members.numpy(), others.numpy()),
         )
 
-    def curve(self, result: AreaResult, arm: str, recorder: Recorder) -> None:
-        """Score every model from the merge's round on, and the surfaces of the last one."""
+    def curve(self, recorder: Recorder, first: int) -> ArmCurve:
+        """Score the last model of every round from ``first`` on, and the last one's surfaces."""
         chosen = {}
         for version in sorted(recorder.versions):
             entry, arrays = recorder.versions[version]
-            if recorder.first_round + entry.round >= result.merge_round:
+            if recorder.first_round + entry.round >= first:
                 chosen[recorder.first_round + entry.round] = arrays
-        result.curves[arm] = {round_: self.score(arrays) for round_, arrays in chosen.items()}
         model = self._settings.clinical().network()
         set_arrays(model, chosen[max(chosen)])
         found = predict(model, self._test.images)
-        distances = hausdorff_distances(found.argmax(1), self._test.targets, found.shape[1])
-        result.hausdorff[arm] = float(distances.nanmean())
-
-
-def summary(result: AreaResult) -> str:
-    """Write the table of one area as Markdown."""
-    lines = [
-        f"**hippocampus, {result.area}**: {result.state}; {result.reason}",
-        "",
-        "| model | test Dice | forget Dice | kept Dice | membership AUC | Hausdorff 95 (voxels) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    names = [f.name for f in dataclasses.fields(VolumeScores)]
-    before = [getattr(result.before, name) for name in names]
-    lines.append(_line("at the request", [math.nan if v is None else v for v in before]))
-    for arm in result.curves:
-        values = [result.last(arm, name) for name in names]
-        lines.append(_line(arm, [*values, result.hausdorff.get(arm, math.nan)]))
-    return "\n".join(lines)
-
-
-def _line(name: str, values: list[float]) -> str:
-    cells = [f"{value:.3f}" if math.isfinite(value) else "-" for value in values]
-    return f"| {name} | {' | '.join([*cells, *['-'] * (5 - len(cells))])} |"
+        distances = hausdorff_distances(decided(found), self._test.targets, found.shape[1])
+        return ArmCurve(
+            {round_: self.score(arrays) for round_, arrays in chosen.items()},
+            float(distances.nanmean()),
+        )

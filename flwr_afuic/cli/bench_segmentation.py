@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -16,24 +15,36 @@ def segmentation(
     areas: Annotated[
         str, typer.Option(help="What site-0 erases: site, patient, or both with a comma.")
     ] = "site,patient",
-    seed: Annotated[int, typer.Option(help="Root of every random stream.")] = 0,
+    seeds: Annotated[str, typer.Option(help="Roots of the random streams: 0, 0-2 or 0,3.")] = "0",
     cases: Annotated[int, typer.Option(help="How many of the volumes.")] = 100,
     pairs: options.Settings = None,
     data_dir: options.DataDir = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which prepared volumes are kept.")
     ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of finished arms, which are kept.")] = Path(
+        "runs/segmentation"
+    ),
     json_file: options.JsonFile = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Fill the marked table of this Markdown file, and draw beside it."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat finished arms.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Erase a site and a patient from a federation on hippocampus MRI volumes.
 
-    Example: flwr-afuic bench segmentation --areas patient --cache runs/warm
+    Example: flwr-afuic bench segmentation --areas patient --seeds 0-2
     """
     from flwr_afuic.app.demo import write_json
+    from flwr_afuic.app.summary import versions
+    from flwr_afuic.bench import segmentation_table as tables
+    from flwr_afuic.bench.figures import fill
     from flwr_afuic.bench.hippocampus import HippocampusSettings, check_area
-    from flwr_afuic.bench.segmentation import measure
-    from flwr_afuic.bench.segmentation_scores import summary
+    from flwr_afuic.bench.segmentation_figure import CAPTION, draw
+    from flwr_afuic.bench.segmentation_runs import SegmentationRunner
+    from flwr_afuic.cli.bench import read_seeds
 
     options.use_data_dir(data_dir)
     wanted = [name.strip() for name in areas.split(",") if name.strip()]
@@ -41,11 +52,11 @@ def segmentation(
         check_area(area)
     if not wanted:
         raise ConfigError("--areas names nothing; use site, patient or both")
+    numbers = read_seeds(seeds)
     values: dict[str, Any] = {
         **options.read_pairs(pairs or []),
-        "seed": seed,
         "cases": cases,
-        "cache_dir": "" if cache is None else str(cache),
+        "cache_dir": str(out / "warm" if cache is None else cache),
     }
     try:
         settings = HippocampusSettings(**values)
@@ -56,13 +67,15 @@ def segmentation(
         if not quiet:
             typer.echo(line, err=True)
 
-    figures: dict[str, float] = {}
-    for area in wanted:
-        with TemporaryDirectory(prefix="flwr-afuic-") as folder:
-            result = measure(settings, area, Path(folder), told=told)
-        typer.echo(summary(result) + "\n")
-        figures |= result.figures()
+    results = SegmentationRunner(out, fresh=fresh, told=told).run(settings, wanted, numbers)
+    text, figures = tables.markdown(results), tables.figures(results)
+    typer.echo(text)
     for name, value in figures.items():
         typer.echo(f"{name}: {value:.4f}")
     if json_file is not None:
-        write_json(json_file, {"figures": figures, "settings": values, "seeds": [seed]})
+        content = {"settings": values, "seeds": list(numbers), "versions": versions()}
+        write_json(json_file, {"figures": figures, **content})
+    if markdown is not None:
+        image = draw(results, markdown.parent / "images" / "segmentation.png")
+        fill(markdown, f"![{CAPTION}](images/{image.name})\n\n{text}",
+             begin_mark=tables.BEGIN)  # fmt: skip

@@ -128,6 +128,10 @@ class ErasureClient(NumPyClient, ABC):
     def score(self, parameters: Arrays, sample_ids: Sequence[str]) -> ForgetScore:
         """Score a model on the given training samples."""
 
+    def score_name(self) -> str:
+        """Return what the accuracies of this client are, in words: ``mean Dice``, say."""
+        return "accuracy"
+
     def relearning_basis(
         self, task: UnlearningTask, unlearned: Arrays, rank: int
     ) -> NDArray[np.float32] | None:
@@ -210,7 +214,7 @@ class ErasureClient(NumPyClient, ABC):
         if examples < 1 or "accuracy" not in metrics:
             return {}
         level = {"loss": float(loss), "accuracy": metrics["accuracy"], "count": int(examples)}
-        return {wire.LEVEL: json.dumps(level)}
+        return {wire.LEVEL: json.dumps({**level, "name": self.score_name()})}
 
     def _train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         # The server discards updates of a site that asks for erasure: do not train in vain.

@@ -199,6 +199,10 @@ class TorchClient(ErasureClient):
         data, rows = self._site_data(), self._rows(sample_ids)
         return score(self._loaded(parameters), data.images[rows], data.labels[rows])
 
+    def score_name(self) -> str:
+        """See :class:`ErasureClient`; the task says."""
+        return self._learns().score_name
+
     def unlearn(self, task: UnlearningTask) -> tuple[Arrays, wire.Evidence]:
         """See :class:`ErasureClient`; by :func:`flwr_afuic.unlearning.local.unlearn`."""
         data, model = self._site_data(), self._loaded(task.snapshot)

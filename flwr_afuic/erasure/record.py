@@ -209,4 +209,5 @@ def _score_to(score: ForgetScore) -> dict[str, Any]:
 
 def _score_from(row: Mapping[str, Any]) -> ForgetScore:
     loss = math.inf if row["loss"] is None else float(row["loss"])
-    return ForgetScore(loss, float(row["accuracy"]), int(row["count"]))
+    name = str(row.get("name", "accuracy"))
+    return ForgetScore(loss, float(row["accuracy"]), int(row["count"]), name)

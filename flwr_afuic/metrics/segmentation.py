@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flwr_afuic.errors import ConfigError
 
@@ -40,8 +39,8 @@ def dice_scores(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     # Imported here: MONAI takes seconds, and not every site segments.
     from monai.metrics.meandice import compute_dice
 
-    one, other = _one_hot(predicted, truth, classes)
-    found: Any = compute_dice(one, other, include_background=False, ignore_empty=False)
+    one, other = _foreground(predicted, truth, classes)
+    found: Any = compute_dice(one, other, include_background=True, ignore_empty=False)
     return torch.as_tensor(found).double().mean(dim=1)
 
 
@@ -71,15 +70,16 @@ def hausdorff_distances(
 
     if not 0 < percentile <= 100:
         raise ConfigError(f"percentile is {percentile}; it must be in (0, 100]")
-    one, other = _one_hot(predicted, truth, classes)
+    one, other = _foreground(predicted, truth, classes)
     found: Any = compute_hausdorff_distance(
-        one, other, include_background=False, percentile=percentile
+        one, other, include_background=True, percentile=percentile
     )
     distances = torch.as_tensor(found).double()
     return torch.where(distances.isfinite(), distances, torch.nan).nanmean(dim=1)
 
 
-def _one_hot(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def _foreground(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Masks of the foreground classes, one a channel, as MONAI takes them."""
     if predicted.shape != truth.shape:
         raise ConfigError(
             f"a segmentation of shape {tuple(predicted.shape)} cannot be scored against one of "
@@ -87,8 +87,8 @@ def _one_hot(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Te
         )
     if classes < 2:
         raise ConfigError(f"classes is {classes}; a segmentation has a background and a foreground")
-    return _channels(predicted, classes), _channels(truth, classes)
+    return _masks(predicted, classes), _masks(truth, classes)
 
 
-def _channels(labels: Tensor, classes: int) -> Tensor:
-    return functional.one_hot(labels.long(), classes).movedim(-1, 1).float()
+def _masks(labels: Tensor, classes: int) -> Tensor:
+    return torch.stack([labels == name for name in range(1, classes)], dim=1).float()

@@ -96,7 +96,11 @@ def densenet(name: str) -> Builder:
 
 
 def unet(shape: Shape) -> nn.Module:
-    """MONAI's UNet with GroupNorm, three levels; about 0.2 million parameters in 3D."""
+    """MONAI's UNet, three levels, its own InstanceNorm and PReLU; 0.1 million parameters in 3D.
+
+    With them it finds the few voxels of a structure within a hundred steps; with one group of
+    GroupNorm and ReLU it answered background for the first two hundred.
+    """
     _divisible("unet", shape, 4)
     network: nn.Module = _nets("unet").UNet(
         spatial_dims=shape.dims,
@@ -104,10 +108,9 @@ def unet(shape: Shape) -> nn.Module:
         out_channels=shape.classes,
         channels=_WIDTHS,
         strides=(2, 2),
-        num_res_units=1,
-        act="RELU",
-        # One group would do for the few output channels of the last block, which has no norm.
-        norm=("GROUP", {"num_groups": 1}),
+        num_res_units=0,
+        act="PRELU",
+        norm="INSTANCE",  # without weights and running statistics: nothing to average wrongly
     )
     return network
 

@@ -34,13 +34,14 @@ _PRELOADED = (
 WIDTHS = (16, 32, 64)
 MAX_HEAD_SIDE = 4
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, nn.Conv3d, nn.ConvTranspose3d)
-_NORMS = (
+_RESET = (
     nn.GroupNorm,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.LayerNorm,
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
+    nn.PReLU,
 )
 
 
@@ -198,7 +199,7 @@ def _initialise(
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, _NORMS):
+            elif isinstance(module, _RESET):
                 # Fills weights, biases and running statistics; draws nothing.
                 module.reset_parameters()
             elif direct_parameters(module, generator):

@@ -23,7 +23,7 @@ def figure_accuracy(request: RequestView, width: float = _WIDTH) -> Markup:
     values = [(entry, entry.score.accuracy) for entry in request.scores]
     around = _around(request)
     before = [] if around is None else [(around[0], around[1].accuracy, around[2].accuracy)]
-    label = "accuracy on the erased data"
+    label = f"{request.score_name} on the erased data"
     return _curve(request, label, values, before, limit, width, above=False, top=1.0)
 
 

@@ -70,6 +70,7 @@ def _request(request: RequestView) -> dict[str, Any]:
             "of": level.of,
             "loss_at_least": _finite(level.loss),
             "accuracy_at_most": level.accuracy,
+            "score_name": level.reference.name,
         },
         "scores": [
             {"version": entry.version, "loss": _finite(entry.score.loss),

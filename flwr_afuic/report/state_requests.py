@@ -135,6 +135,11 @@ class RequestView:
         return f"{count} sample{'' if count == 1 else 's'}"
 
     @property
+    def score_name(self) -> str:
+        """What the accuracies are, in words: ``mean Dice`` of a segmentation, say."""
+        return "accuracy" if self.level is None else self.level.reference.name
+
+    @property
     def last(self) -> str:
         """The resurfacing curve in one sentence."""
         if not self.scores:
@@ -142,7 +147,7 @@ class RequestView:
         newest = self.scores[-1]
         met = sum(entry.met is True for entry in self.scores)
         told = f"at version {newest.version}: loss {_loss(newest.score.loss)}"
-        told += f", accuracy {newest.score.accuracy:.2f}"
+        told += f", {self.score_name} {newest.score.accuracy:.2f}"
         if self.level is None:
             return f"{told}; there is no level to compare it with"
         verdict = "level met" if newest.met else "level not met"

@@ -191,7 +191,7 @@ class UnlearningTasks:
         desk.move(
             record,
             State.UNLEARNED,
-            f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, accuracy "
+            f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, {after.name} "
             f"{before.accuracy:.3f} -> {after.accuracy:.3f} in {evidence.steps} steps",
         )
         self._merging.begin(record, delta, basis)

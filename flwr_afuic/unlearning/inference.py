@@ -97,25 +97,37 @@ def score(
         for images, targets in zip(torch.split(x, size), torch.split(y, size), strict=True)
     ]
     loss = sum(part.loss * part.count for part in parts) / len(y)
-    return ForgetScore(loss, sum(part.accuracy * part.count for part in parts) / len(y), len(y))
+    mean = sum(part.accuracy * part.count for part in parts) / len(y)
+    return ForgetScore(loss, mean, len(y), task.score_name)
 
 
 def score_logits(logits: Tensor, y: Tensor, task: Task = CLASSIFICATION) -> ForgetScore:
     """Score logits of shape (n, k, *spatial) against targets."""
     loss = float(task.mean_loss(logits.double(), y))
     mean = float(task.scores(logits, y).mean())
-    return ForgetScore(loss if math.isfinite(loss) else math.inf, mean, len(y))
+    return ForgetScore(loss if math.isfinite(loss) else math.inf, mean, len(y), task.score_name)
 
 
 def sample_losses(
     model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256, task: Task | None = None
 ) -> Tensor:
     """Loss of each sample, shape (n,), float64: what membership is told by."""
+    return sample_results(model, x, y, batch_size, task)[0]
+
+
+def sample_results(
+    model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256, task: Task | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss and score of each sample, both of shape (n,) and float64, from one look at each."""
     check_set("scored set", x, y)
     task = task or task_of(model)
     size = _fitting(x, batch_size)
-    parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
-    return torch.cat([task.losses(predict(model, a, size).double(), b) for a, b in parts])
+    losses, scores = [], []
+    for images, targets in zip(torch.split(x, size), torch.split(y, size), strict=True):
+        outputs = predict(model, images, size)
+        losses.append(task.losses(outputs.double(), targets))
+        scores.append(task.scores(outputs, targets).double())
+    return torch.cat(losses), torch.cat(scores)
 
 
 def check_set(name: str, x: Tensor, y: Tensor) -> None:

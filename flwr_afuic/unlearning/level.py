@@ -12,6 +12,7 @@ ACCURACY_SLACK = 0.05
 OVER_ACCURACY_GAP = 0.25
 OVER_LOSS_FACTOR = 3.0
 OVER_LOSS_GAP = 1.0
+MOST_NAME = 40
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ForgetScore:
         of labels that are right, or mean Dice of a segmentation.
     count : int
         Number of images scored, at least 1.
+    name : str
+        What ``accuracy`` is, in words: ``accuracy``, ``label accuracy``, ``mean Dice``.
 
     Raises
     ------
@@ -37,6 +40,7 @@ class ForgetScore:
     loss: float
     accuracy: float
     count: int
+    name: str = "accuracy"
 
     def __post_init__(self) -> None:
         if math.isnan(self.loss) or self.loss < 0:
@@ -46,6 +50,11 @@ class ForgetScore:
         if self.count < 1:
             raise ConfigError(
                 f"count must be at least 1, got {self.count!r}; score a non-empty set"
+            )
+        if not self.name.isprintable() or not 0 < len(self.name) <= MOST_NAME:
+            raise ConfigError(
+                f"a score's name must be 1 to {MOST_NAME} printable characters, "
+                f"got {self.name[:60]!r}"
             )
 
 
@@ -115,12 +124,12 @@ def forget_level_met(current: ForgetScore, reference: ForgetScore) -> LevelVerdi
     text = (
         f"forget level {'met' if met else 'not met'}: "
         f"loss {current.loss:.3f} (needs >= {needed:.3f}{'' if loss_ok else ', too low'}), "
-        f"accuracy {current.accuracy:.3f} "
+        f"{reference.name} {current.accuracy:.3f} "
         f"(needs <= {allowed:.3f}{'' if accuracy_ok else ', too high'})"
     )
     if over:
         text += (
             f"; over-forgetting: the reference scores loss {reference.loss:.3f}, "
-            f"accuracy {reference.accuracy:.3f}"
+            f"{reference.name} {reference.accuracy:.3f}"
         )
     return LevelVerdict(met=met, over_forgetting=over, text=text)

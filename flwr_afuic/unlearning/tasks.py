@@ -192,7 +192,7 @@ class Segmentation:
         """Mean Dice of each case over its foreground classes."""
         from flwr_afuic.metrics.segmentation import dice_scores
 
-        return dice_scores(outputs.argmax(dim=1), targets, outputs.shape[1])
+        return dice_scores(decided(outputs), targets, outputs.shape[1])
 
     def certainty(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Excess of the log-odds of each voxel's class, mean over voxels."""
@@ -217,7 +217,15 @@ class Segmentation:
 
     def disagreement(self, one: Tensor, other: Tensor) -> float:
         """1 - the mean Dice between the two segmentations."""
-        return 1.0 - float(self.scores(one, other.argmax(dim=1)).mean())
+        return 1.0 - float(self.scores(one, decided(other)).mean())
+
+
+def decided(outputs: Tensor) -> Tensor:
+    """Class of the greatest logit of each voxel, shape (n, *spatial).
+
+    ``argmax`` along an axis that is not the last takes ten times as long on the CPU.
+    """
+    return outputs.max(dim=1).indices
 
 
 def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flwr_afuic.bench.hippocampus import HippocampusSettings, load_hippocampus, write_table
-from flwr_afuic.bench.segmentation_scores import AreaResult, VolumeScores, summary
+from flwr_afuic.bench.segmentation_figure import draw
+from flwr_afuic.bench.segmentation_runs import SegmentationRunner
+from flwr_afuic.bench.segmentation_scores import AreaResult, ArmCurve, VolumeScores
+from flwr_afuic.bench.segmentation_table import figures, markdown, verdicts
 from flwr_afuic.errors import ConfigError, DataError
 from tests.data.clinical.files import mask, nifti
 
@@ -19,6 +23,7 @@ TINY = {
     "tests": 4,
     "proxies": 3,
     "request_round": 2,
+    "rounds_for_erasure": 5,
     "rounds_after": 3,
     "verify_rounds": 1,
     "local_steps": 2,
@@ -78,38 +83,88 @@ def test_settings_out_of_range(changes: dict[str, object]) -> None:
         HippocampusSettings(**{**TINY, **changes})  # type: ignore[arg-type]
 
 
+def test_test_cases_are_the_same_for_every_seed_and_unseen_while_tuning(
+    folder: Path, tmp_path: Path
+) -> None:
+    first, second = (load_hippocampus(settings(folder, seed=n), tmp_path) for n in (0, 1))
+    assert first.test.ids == second.test.ids
+    tuned = load_hippocampus(settings(folder, tuning=True, tests=3, cases=16), tmp_path)
+    fixed = load_hippocampus(settings(folder, tests=3, cases=16), tmp_path)
+    seen = [*tuned.sites, tuned.test, tuned.proxies]
+    assert len(tuned.test) == 3
+    assert not {sample for part in seen for sample in part.ids} & set(fixed.test.ids)
+
+
 def scores(value: float) -> VolumeScores:
     return VolumeScores(value, value - 0.1, value - 0.2, 0.5)
 
 
-def test_figures_are_differences_from_retraining() -> None:
-    result = AreaResult("patient", 4, "completed", "held for 5 rounds", scores(0.9))
-    result.curves = {
-        "afuic": {r: scores(0.80) for r in range(4, 12)},
-        "retrain": {r: scores(0.78) for r in range(4, 12)},
+def result(afuic: float, floor: float | None = None) -> AreaResult:
+    def arm(value: float) -> ArmCurve:
+        return ArmCurve({r: scores(value) for r in range(2, 12)}, 2.0)
+
+    found = {
+        "afuic": ArmCurve(
+            arm(afuic).rounds, 2.0, scores(0.9), 4, 1, "completed", "held for 5 rounds"
+        ),
+        "retrain": arm(0.78),
     }
-    result.hausdorff = {"afuic": 2.0}
-    found = result.figures()
+    if floor is not None:
+        found["retrain_floor"] = arm(floor)
+    return AreaResult("patient", found)
+
+
+def test_figures_are_differences_from_retraining() -> None:
+    found = result(0.80).figures()
     assert found["hippocampus/patient/dice_gap"] == pytest.approx(0.02)
     assert found["hippocampus/patient/forget_dice_gap"] == pytest.approx(0.02)
     assert found["hippocampus/patient/kept_dice_gap"] == pytest.approx(0.02)
     assert found["hippocampus/patient/resurfacing_mean"] == pytest.approx(0.02)
     assert found["hippocampus/patient/afuic/hausdorff95"] == 2.0
     assert "hippocampus/patient/floor/dice_gap" not in found
-    text = summary(result)
-    assert "| afuic | 0.800 | 0.700 | 0.600 | 0.500 | 2.000 |" in text
+    text = markdown({"patient": {0: result(0.80)}})
+    assert "| **AFU-IC** | 0.800 | 0.700 | 0.600 | 0.500 | 2.000 |" in text
+
+
+def test_a_bound_holds_if_met_or_below_the_floor() -> None:
+    def held(runs: dict[int, AreaResult]) -> dict[str, bool]:
+        return {verdict.name: verdict.holds for verdict in verdicts("patient", runs)}
+
+    assert all(held({0: result(0.785)}).values())
+    assert not held({0: result(0.80)})["dice_gap"]
+    assert not held({0: result(0.80, floor=0.785)})["dice_gap"]
+    assert held({0: result(0.80, floor=0.81)})["dice_gap"]
+    # The mean of the seeds is judged.
+    assert held({0: result(0.80), 1: result(0.77)})["dice_gap"]
+    flat = figures({"patient": {0: result(0.80), 1: result(0.77)}})
+    assert flat["hippocampus/patient/dice_gap"] == pytest.approx(0.005)
+    assert flat["hippocampus/patient/holds/dice_gap"] == 1.0
+
+
+def test_scores_of_an_arm_are_read_as_written() -> None:
+    curve = result(0.8).curves["afuic"]
+    assert ArmCurve.from_json(json.loads(json.dumps(curve.to_json()))) == curve
+    with pytest.raises(DataError, match="damaged"):
+        ArmCurve.from_json({"rounds": []})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("area", ["site", "patient"])
-def test_an_erasure_runs_through(folder: Path, tmp_path: Path, area: str) -> None:
-    from flwr_afuic.bench.segmentation import measure
-
-    result = measure(settings(folder), area, tmp_path, arms=("retrain",))
-    assert set(result.curves) == {"afuic", "retrain"}
-    figures = result.figures()
+def test_an_erasure_runs_through_once(folder: Path, tmp_path: Path, area: str) -> None:
+    told: list[str] = []
+    runner = SegmentationRunner(tmp_path, told=told.append)
+    found = runner.run(settings(folder), [area], [0], ["afuic", "retrain", "no_unlearning"])
+    arms = found[area][0].curves
+    assert {max(arm.rounds) for arm in arms.values()} == {10}
+    assert all(min(arm.rounds) <= 3 for arm in arms.values())
+    flat = figures(found)
     wanted = {"dice_gap", "forget_dice_gap", "resurfacing_mean"}
     wanted |= {"kept_dice_gap"} if area == "patient" else set()
-    assert {f"hippocampus/{area}/{name}" for name in wanted} <= set(figures)
-    assert all(np.isfinite(value) for value in figures.values())
-    assert result.merge_round >= 2
+    assert {f"hippocampus/{area}/{name}" for name in wanted} <= set(flat)
+    assert all(np.isfinite(value) for value in flat.values())
+    assert found[area][0].merge_round >= 2
+    again = SegmentationRunner(tmp_path, told=told.append)
+    same = again.run(settings(folder), [area], [0], ["afuic", "retrain", "no_unlearning"])
+    assert figures(same) == flat
+    assert "taken from" in told[-1]
+    assert draw(found, tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"

@@ -21,6 +21,8 @@ from flwr_afuic.unlearning.level import ACCURACY_SLACK, LOSS_SHARE
 
 Values = Mapping[str, Any]
 
+_OF_SCORE = ("loss", "accuracy", "count")
+
 
 def build_certificate(
     *,
@@ -139,6 +141,7 @@ def build_certificate(
             "rounds": verified_rounds,
             "level": level,
             "scores": [_score(score, level) for score in scores],
+            "score_name": _score_name(evidence, holdout),
             "verdict": verdict,
             "rests_on_the_sites_word": True,
         },
@@ -261,7 +264,17 @@ def _model(version: int, fingerprint: str) -> dict[str, Any]:
 
 
 def _evidence(evidence: Values) -> dict[str, Any]:
-    return {key: value for key, value in evidence.items() if key != "privacy"}
+    return {
+        key: {name: value[name] for name in _OF_SCORE} if isinstance(value, Mapping) else value
+        for key, value in evidence.items()
+        if key != "privacy"
+    }
+
+
+def _score_name(evidence: Values | None, holdout: Values | None) -> str:
+    """Say what the accuracies are: of a segmentation the mean Dice."""
+    of = evidence["before"] if evidence is not None else holdout or {}
+    return str(of.get("name", "accuracy"))
 
 
 def _level(evidence: Values | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from flwr_afuic.erasure.certificate.shape import (
     UUID_TEXT,
     WORDS,
     Each,
+    Later,
     Leaf,
     Maybe,
     Shape,
@@ -95,6 +96,7 @@ FIELDS: Mapping[str, Shape] = {
             }
         ),
         "scores": Each({"version": whole(0), **_SCORE, "met": Maybe(BOOLEAN)}),
+        "score_name": Later(WORDS),
         "verdict": TEXT,
         "rests_on_the_sites_word": Leaf("true", lambda v: v is True),
     },
@@ -118,7 +120,8 @@ FIELDS: Mapping[str, Shape] = {
     "signed_by": KEY_ID,
 }
 """Every field of a certificate of this version. Times are UTC by the server's clock, except
-``filed_at``, which is by the filer's; ``seconds`` count from the start of training."""
+``filed_at``, which is by the filer's; ``seconds`` count from the start of training. What every
+``accuracy`` is, ``score_name`` says: of a segmentation the mean Dice."""
 
 
 def problems_of(document: object) -> list[str]:

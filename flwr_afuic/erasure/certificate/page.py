@@ -24,6 +24,12 @@ _STATES = {
     "completed": "Completed",
     "completed-unverified": "Closed, not verified",
 }
+_ACCURACY = "accuracy"
+_SCORE_WORDS = {
+    _ACCURACY: "Accuracy is the share classified as labelled.",
+    "label accuracy": "Label accuracy is the share of labels that are right.",
+    "mean Dice": "Mean Dice is the overlap with the masks, from 0 to 1, over cases and structures.",
+}
 _SCORED = {
     "before": "Erased data: model the site started from",
     "after": "Erased data: the same, after unlearning",
@@ -107,6 +113,8 @@ def _context(document: Mapping[str, Any]) -> dict[str, Any]:
         "headline": _headline(document),
         "answers": _answers(document),
         "doubts": _doubts(document),
+        "score_name": score_name(document),
+        "score_words": _SCORE_WORDS.get(score_name(document), "The other score is the task's own."),
         "scored": [(words, evidence.get(key)) for key, words in _SCORED.items()],
         "course": [{**step, "words": _STATES.get(step["state"], step["state"])}
                    for step in document["history"]],
@@ -197,10 +205,7 @@ def _found(document: Mapping[str, Any]) -> list[str]:
     evidence, verification = document["evidence"], document["verification"]
     lines = []
     if evidence:
-        lines.append(
-            f"Of the erased data the model classified {_percent(evidence['before'])} as labelled "
-            f"before, and {_percent(evidence['after'])} after unlearning."
-        )
+        lines.append(_scored(document))
     level = verification["level"]
     if level:
         whose = {
@@ -209,12 +214,30 @@ def _found(document: Mapping[str, Any]) -> list[str]:
         }[level["of"]]
         lines.append(
             f"The level to forget down to was taken from the score {whose}: loss of at least "
-            f"{score(level['loss_at_least'])}, accuracy of at most "
+            f"{score(level['loss_at_least'])}, {score_name(document)} of at most "
             f"{score(level['accuracy_at_most'])}."
         )
     if verification["verdict"]:
         lines.append(f"The last verdict: {verification['verdict']}.")
     return lines or ["Nothing was measured."]
+
+
+def score_name(document: Mapping[str, Any]) -> str:
+    """Return what the accuracies of a certificate are, in words."""
+    return str(document["verification"].get("score_name", _ACCURACY))
+
+
+def _scored(document: Mapping[str, Any]) -> str:
+    before, after = document["evidence"]["before"], document["evidence"]["after"]
+    if score_name(document) == _ACCURACY:
+        return (
+            f"Of the erased data the model classified {_percent(before)} as labelled before, and "
+            f"{_percent(after)} after unlearning."
+        )
+    return (
+        f"On the erased data the model's {score_name(document)} was {score(before['accuracy'])} "
+        f"before, and {score(after['accuracy'])} after unlearning."
+    )
 
 
 def _percent(value: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The shape of a JSON document, and every way in which a document differs from it.
 
 A shape is a test of one value, a mapping of field names to shapes (every field is required and
-no other may occur), ``Each(shape)`` for a list, or ``Maybe(shape)`` where ``null`` may stand.
+no other may occur), ``Each(shape)`` for a list, ``Maybe(shape)`` where ``null`` may stand, or
+``Later(shape)`` of a field that may be missing.
 """
 
 from __future__ import annotations
@@ -38,12 +39,21 @@ class Maybe:
     shape: Shape
 
 
-Shape: TypeAlias = "Leaf | Each | Maybe | Mapping[str, Shape]"
+@dataclass(frozen=True)
+class Later:
+    """The shape of a field that documents of earlier programs do not have."""
+
+    shape: Shape
+
+
+Shape: TypeAlias = "Leaf | Each | Maybe | Later | Mapping[str, Shape]"
 
 
 def differences(value: object, shape: Shape, path: str = "") -> Iterator[str]:
     """Yield every difference of a value from a shape, each with the path to it."""
-    if isinstance(shape, Maybe):
+    if isinstance(shape, Later):
+        yield from differences(value, shape.shape, path)
+    elif isinstance(shape, Maybe):
         if value is not None:
             yield from differences(value, shape.shape, path)
     elif isinstance(shape, Leaf):
@@ -72,7 +82,8 @@ def _in_object(value: object, shape: Mapping[str, Shape], path: str) -> Iterator
     for name, inner in shape.items():
         where = f"{path}.{name}" if path else name
         if name not in value:
-            yield f"{where} is missing"
+            if not isinstance(inner, Later):
+                yield f"{where} is missing"
         else:
             yield from differences(value[name], inner, where)
     for name in value:
