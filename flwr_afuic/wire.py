@@ -43,6 +43,8 @@ BASIS_RANK = "afuic.basis-rank"
 BATCH = "afuic.batch"
 EFFORT = "afuic.effort"
 WANT_LEVEL = "afuic.want-level"
+FORGET_LOCK = "afuic.forget-lock"
+ERASE_CLASSES = "afuic.erase-classes"
 
 SITE = "afuic.site"
 CLIENT = "afuic.client"
@@ -55,6 +57,7 @@ LEVEL = "afuic.level"
 CANCEL = "afuic.cancel-requests"
 SEEN_HEAD = "afuic.seen-head"
 HAVE_CERTIFICATES = "afuic.have-certificates"
+HOLDS_LOCK = "afuic.holds-lock"
 
 TASK_TRAIN = "train"
 TASK_UNLEARN = "unlearn"
@@ -65,6 +68,9 @@ KIND_WEIGHTS = "weights"
 KIND_DELTA = "delta"
 KIND_ERASURE = "erasure"
 KIND_GRADIENT = "gradient"
+
+GROUP_LOCK = "lock"
+"""Name of the arrays that follow a training task's model where a forget lock holds."""
 
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 

@@ -35,11 +35,14 @@ class Conversation:
         Where everything said is kept.
     site : str
         Name of the site where nodes are not authenticated.
+    holds_lock : bool
+        Whether the client holds a forget lock while it trains.
     """
 
-    def __init__(self, inbox: SiteInbox, site: str) -> None:
+    def __init__(self, inbox: SiteInbox, site: str, *, holds_lock: bool = False) -> None:
         self._inbox = inbox
         self._site = site
+        self._holds_lock = holds_lock
 
     def hear(self, config: Mapping[str, Any]) -> None:
         """Take in where requests stand, the ledger's head, and a certificate.
@@ -80,6 +83,8 @@ class Conversation:
             Of the task: requests it names as known are not reported once more.
         """
         said: Scalars = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self._site}
+        if self._holds_lock:
+            said[wire.HOLDS_LOCK] = True
         known = ids(config, wire.KNOWN)
         news = [n for n in self._inbox.unfinished() if n.request_id not in known]
         news += self._forgotten(config)

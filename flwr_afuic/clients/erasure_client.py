@@ -16,6 +16,8 @@ from flwr.supercore import log
 from numpy.typing import NDArray
 
 from flwr_afuic import wire
+from flwr_afuic.calibration.forget_lock import ForgetLock
+from flwr_afuic.clients.classes import file_classes
 from flwr_afuic.clients.conversation import Conversation
 from flwr_afuic.clients.deltas import ErasureDelta, difference
 from flwr_afuic.clients.protection import Protection
@@ -89,7 +91,18 @@ class ErasureClient(NumPyClient, ABC):
         Name of the site where nodes are not authenticated, for example the partition id.
     privacy : DeltaPrivacy, optional
         How the site protects its deltas at least; small requests are by default.
+
+    Attributes
+    ----------
+    holds_lock : bool
+        Whether :meth:`train` heeds ``forget_lock``; only such clients are sent one.
+    forget_lock : ForgetLock or None
+        What the model may not learn again in the training under way, where the server says so:
+        ``forget_lock.step_(trained, lr)`` after each optimiser step.
     """
+
+    holds_lock = False
+    forget_lock: ForgetLock | None = None
 
     def __init__(
         self, *, inbox: SiteInbox, site: str = "", privacy: DeltaPrivacy | None = None
@@ -97,7 +110,7 @@ class ErasureClient(NumPyClient, ABC):
         self.inbox = inbox
         self.site = site
         self.privacy = privacy or DeltaPrivacy()
-        self._conversation = Conversation(inbox, site)
+        self._conversation = Conversation(inbox, site, holds_lock=self.holds_lock)
 
     # ---- what a subclass provides ---------------------------------------------------
 
@@ -109,6 +122,14 @@ class ErasureClient(NumPyClient, ABC):
         """Return whose each training sample is, by sample id; empty where that is not known.
 
         A patient is erased as a whole: every sample of theirs, and any that comes later.
+        """
+        return {}
+
+    def sample_classes(self) -> Mapping[str, str]:
+        """Return the class of each training sample, by sample id; empty where there are none.
+
+        The operator may have a class erased: the client then files a request for its own samples
+        of it. Ids stay at the site.
         """
         return {}
 
@@ -177,6 +198,7 @@ class ErasureClient(NumPyClient, ABC):
         """Answer the server's light poll: who this is and what was filed."""
         with sealed("a poll"):
             self._conversation.hear(config)
+            self._hear_classes(config)
             return self._conversation.say(config)
 
     def fit(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
@@ -187,7 +209,8 @@ class ErasureClient(NumPyClient, ABC):
                 return self._carry_out(parameters, config)
             if config.get(wire.TASK) == wire.TASK_GRADIENT:
                 return self._differentiate(parameters, config)
-            return self._train(parameters, config)
+            self._hear_classes(config)
+            return self._train(self._take_lock(parameters, config), config)
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
         """Evaluate, or score the model on the erased data of a request or a batch."""
@@ -207,6 +230,21 @@ class ErasureClient(NumPyClient, ABC):
             return score.loss, score.count, {**reply, **self._conversation.say(config)}
 
     # ---- the protocol ---------------------------------------------------------------
+
+    def _take_lock(self, parameters: Arrays, config: Config) -> Arrays:
+        """Separate a forget lock from the model it came with."""
+        self.forget_lock = None
+        if wire.FORGET_LOCK not in config:
+            return parameters
+        groups = wire.split_groups(parameters, config.get(wire.EXTRAS, "{}"))
+        lock = groups.get(wire.GROUP_LOCK, [])
+        self.forget_lock = ForgetLock.unpack(lock, config[wire.FORGET_LOCK])
+        return groups["model"]
+
+    def _hear_classes(self, config: Config) -> None:
+        """File requests for the site's samples of the classes the operator has erased."""
+        if wire.ERASE_CLASSES in config:
+            file_classes(self.inbox, config, self._note_held(), self.sample_classes())
 
     def _level(self, parameters: Arrays, config: Config) -> Metrics:
         """Give a level to forget down to where the site did not unlearn itself: its hold-out's."""

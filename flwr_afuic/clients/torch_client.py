@@ -97,6 +97,7 @@ class TorchClient(ErasureClient):
     local_steps: int | None = None
     local_epochs = 1
     clip: float | None = 5.0
+    holds_lock = True
 
     @classmethod
     def from_context(cls, context: Context) -> Self:
@@ -165,7 +166,7 @@ class TorchClient(ErasureClient):
         optimizer = self.optimizer(model)
         model.train()
         losses, hits, seen = 0.0, 0.0, 0
-        task = task_of(model)
+        task, travelling = task_of(model), trained_tensors(model)
         batches = self._batches(len(rows), generator, effort=config.get(wire.EFFORT, 1.0))
         for batch in batches:
             images, labels = data.images[rows[batch]], data.labels[rows[batch]]
@@ -176,6 +177,8 @@ class TorchClient(ErasureClient):
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
+            if self.forget_lock is not None:
+                self.forget_lock.step_(travelling, float(optimizer.param_groups[0]["lr"]))
             losses += float(loss.detach()) * len(batch)
             hits += float(task.scores(outputs.detach(), labels).sum())
             seen += len(batch)
@@ -328,6 +331,12 @@ class TorchClient(ErasureClient):
             steps=self.local_steps,
             effort=effort,
         )
+
+
+def trained_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors the server calls trained, in the order in which they travel."""
+    state = model.state_dict(keep_vars=False)
+    return [t for name, t in state.items() if infer_kind(name, _head(t)) == "trained"]
 
 
 def _head(tensor: Tensor) -> NDArray[Any]:

@@ -28,6 +28,8 @@ class Member:
         Round whose evaluation it is still to be asked for, or 0.
     trains_next : bool
         Whether its last task was an evaluation, so that training has its turn.
+    holds_lock : bool
+        Whether its client takes a forget lock along with a training task.
     """
 
     node_id: int
@@ -43,6 +45,7 @@ class Member:
     not_before: float = 0.0
     due_evaluation: int = 0
     trains_next: bool = False
+    holds_lock: bool = False
     last_version: int = field(default=-1)
 
 

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from flwr_afuic.calibration.blocks import BlockBasis, Blocks
 from flwr_afuic.calibration.exclusive import Exclusive, GsdSettings, decompose
 from flwr_afuic.errors import HistoryError, LayoutError
+from flwr_afuic.history.codec import CodecSettings
 from flwr_afuic.history.coverage import Gap
 from flwr_afuic.history.reading import client_updates
+from flwr_afuic.history.recorder import RecorderSettings
+from flwr_afuic.history.sparsify import Threshold
 from flwr_afuic.history.store import UpdateStore
 
 _IN_MEMORY = 4 * 2**20  # bytes of each block that wait in memory before they go to a file
@@ -162,9 +165,7 @@ def decompose_history(
 
 
 def _entanglement(part: Exclusive) -> Entanglement:
-    return Entanglement(
-        tuple(float(c) for c in part.cosines), len(part.basis), part.retained_rank
-    )
+    return Entanglement(tuple(float(c) for c in part.cosines), len(part.basis), part.retained_rank)
 
 
 class _Waiting:
@@ -174,7 +175,7 @@ class _Waiting:
         self.sites: list[str] = []
         self._blocks = blocks
         self._files: dict[str, IO[bytes]] = {
-            block: stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))
+            block: stack.enter_context(tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
             for block in blocks
         }
 
@@ -202,3 +203,21 @@ class _Waiting:
     def _rows(self) -> Iterator[tuple[str, list[int]]]:
         for site in sorted(set(self.sites)):
             yield site, [row for row, other in enumerate(self.sites) if other == site]
+
+
+def recording_for_subspaces(**changes: Any) -> RecorderSettings:
+    """Return how a history is recorded that subspaces are to be read from.
+
+    E8 at a quarter of a standard deviation, and no threshold: the quantiser's error is then
+    ``step**2 * 0.0717 = 0.45 %`` of an update's energy, below the ``1 - energy`` that the cut
+    leaves out anyway. MEDU's own default stores only large entries, at a full standard deviation:
+    right on average over many rounds, which is what its rule needs, and far too coarse for the
+    directions of single updates.
+
+    Parameters
+    ----------
+    **changes : Any
+        Other settings of :class:`~flwr_afuic.history.recorder.RecorderSettings`.
+    """
+    codec = CodecSettings(step=0.25, threshold=Threshold("none"))
+    return RecorderSettings(**{"codec": codec, "aggregate": codec, **changes})

@@ -19,6 +19,7 @@ from flwr_afuic.strategies.certification import plain_settings
 from flwr_afuic.strategies.erasing import ErasureStrategy, MergeRule, check_seconds
 from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.strategies.run import FederationRun
+from flwr_afuic.unlearning.excision import ExcisionSettings
 from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
@@ -194,7 +195,7 @@ class AFUIC(ErasureStrategy):
             learn_signature=self.learns_signature,
         )
 
-    def unlearning_for(self, attempt: int) -> UnlearningSettings:
+    def unlearning_for(self, attempt: int) -> UnlearningSettings | ExcisionSettings:
         """Return the settings of an attempt: each further one may take twice the steps."""
         steps = self.unlearning.steps * 2 ** (attempt - 1)
         return dataclasses.replace(self.unlearning, steps=steps)

@@ -101,7 +101,7 @@ class Certification:
     def _purge_history(self, record: ErasureRecord) -> None:
         """Delete the site's stored updates, unless they are what it is unlearned by."""
         settings = self._desk.settings
-        if settings.recorder is None or settings.unlearns_from_store(record):
+        if settings.recorder is None or settings.keeps_history(record):
             return
         gone = settings.recorder.purge(record.site)
         if gone:
@@ -215,6 +215,13 @@ class Certification:
         if durability.keys_of("lock"):
             kept.append(
                 ("the direction of the lock", "it is needed as long as the lock is to hold")
+            )
+        if durability.keys_of("subspace"):
+            kept.append(
+                (
+                    "forget-exclusive directions, which encode what was forgotten",
+                    "the forget lock needs them; the operator can drop them, which ends it",
+                )
             )
         return kept
 

@@ -24,6 +24,7 @@ from flwr_afuic.strategies.erasures import ErasureHooks
 from flwr_afuic.strategies.gate import GateSettings
 from flwr_afuic.strategies.hooks import RunHooks
 from flwr_afuic.strategies.run import FederationRun
+from flwr_afuic.unlearning.excision import ExcisionSettings
 from flwr_afuic.unlearning.privacy import DeltaPrivacy
 from flwr_afuic.unlearning.reference import DistillationSettings
 from flwr_afuic.unlearning.settings import UnlearningSettings
@@ -163,13 +164,21 @@ class ErasureStrategy(AsyncStrategy):
             virtual_seconds=0.0,
         )
 
-    def unlearning_for(self, attempt: int) -> UnlearningSettings:
+    def unlearning_for(self, attempt: int) -> UnlearningSettings | ExcisionSettings:
         """Return the settings with which a site is asked to unlearn."""
         return UnlearningSettings()
 
     def unlearns_from_store(self, record: ErasureRecord) -> bool:
         """Whether a request is met from the server's own history, without its site."""
         return False
+
+    def keeps_history(self, record: ErasureRecord) -> bool:
+        """Whether the stored updates of an erased site are what it is unlearned by, still."""
+        return self.unlearns_from_store(record)
+
+    def basis_rank(self, record: ErasureRecord) -> int:
+        """Return how many directions a site is asked for, in which it would learn D_f again."""
+        return self.relearning_rank
 
     def known_sites(self) -> frozenset[str]:
         """Sites that need not be connected for the operator to have them erased."""

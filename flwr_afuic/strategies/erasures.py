@@ -77,11 +77,15 @@ class ErasureHooks(RunHooks):
             run, settings.gate, factory=settings.model_factory, proxies=settings.proxies
         )
         self.gate = gate
-        self.merging = Merging(self.desk, self.calibrator, gate)
+        self.merging = self.make_merging(gate)
         self.tasks = UnlearningTasks(self.desk, self.merging)
         self.verification = Verification(self.desk, self.tasks.begin)
         self.certification = Certification(self.desk, self.calibrator)
         self.commands = OperatorCommands(self.desk, self.admission, self.merging)
+
+    def make_merging(self, gate: FidelityGate) -> Merging:
+        """Return what merges deltas."""
+        return Merging(self.desk, self.calibrator, gate)
 
     def guard(self) -> AbstractContextManager[object]:
         """See :class:`RunHooks`: while a commit is made no other thread files or cancels."""

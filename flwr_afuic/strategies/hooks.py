@@ -45,6 +45,10 @@ class RunHooks:
         """Further config entries for any task of a member."""
         return {}
 
+    def training_extras(self, member: Member) -> tuple[dict[str, wire.Scalar], dict[str, Arrays]]:
+        """Further config entries, and groups of arrays, for a training task of a member."""
+        return {}, {}
+
     def on_info(self, member: Member, info: dict[str, Any]) -> None:
         """See the scalars of a member's reply, before its update is judged."""
 

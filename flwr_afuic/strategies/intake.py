@@ -64,7 +64,9 @@ class Intake:
         config = run.config_for(member, wire.TASK_TRAIN, base_config)
         config[wire.VERSION] = version
         config[wire.WANT_DELTA] = settings.client_deltas
-        content = run.dialect.train(run.record_of(version, arrays), config, {})
+        entries, extras = run.hooks.training_extras(member)
+        config |= entries
+        content = run.dialect.train(run.record_of(version, arrays), config, extras)
         task = Task(member, "train", version, run.round, holds_snapshot=not member.returns_delta)
         if run.dispatcher.send(task, MessageType.TRAIN, content):
             return True

@@ -369,6 +369,7 @@ class FederationRun:
         if isinstance(protocol, int) and not isinstance(protocol, bool):
             member.protocol = protocol
         member.returns_delta = info.get(wire.KIND, "") == wire.KIND_DELTA or member.returns_delta
+        member.holds_lock = info.get(wire.HOLDS_LOCK) is True or member.holds_lock
         site = info.get(wire.SITE)
         if isinstance(site, str) and not self.roster.identify(member, site[:200]):
             why = f"an unauthenticated node says it is {site[:200]!r}, which is registered"

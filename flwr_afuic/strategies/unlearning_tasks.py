@@ -140,7 +140,7 @@ class UnlearningTasks:
         config[wire.SCOPE] = record.notice.scope
         config[wire.SETTINGS] = desk.settings.unlearning_for(record.attempts).to_json()
         config[wire.PRIVACY] = desk.settings.privacy.to_json()
-        config[wire.BASIS_RANK] = desk.settings.relearning_rank
+        config[wire.BASIS_RANK] = desk.settings.basis_rank(record)
         if record.batch:
             config[wire.BATCH] = ",".join((record.request_id, *record.batch))
         content = run.dialect.train(
@@ -202,7 +202,7 @@ class UnlearningTasks:
         The basis comes from one site and would steer every later version: it must have the shape
         and the rank asked for and orthonormal rows.
         """
-        layout, rank = self._desk.run.layout, self._desk.settings.relearning_rank
+        layout, rank = self._desk.run.layout, self._desk.settings.basis_rank(record)
         extra = len(reply.arrays) - len(layout.specs)
         if not rank or extra != 1:
             return reply.arrays, None  # the layout's check says what is wrong, if anything is

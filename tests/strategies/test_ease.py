@@ -1,0 +1,362 @@
+"""EASE on the engine: excision at the site, or along the history; the lock on both sides."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from flwr_afuic import wire
+from flwr_afuic.clients import ErasureClient
+from flwr_afuic.errors import ConfigError, ErasureError
+from flwr_afuic.history.memory import MemoryStore
+from flwr_afuic.models.arrays import get_arrays, set_arrays
+from flwr_afuic.state.store import StateStore
+from flwr_afuic.strategies import EASE
+from flwr_afuic.strategies.codec import to_record
+from flwr_afuic.unlearning.excision import ExcisionSettings, excise, forget_directions
+from flwr_afuic.unlearning.level import ForgetScore
+from flwr_afuic.unlearning.pairs import contrastive_loss, score_pairs
+from flwr_afuic.unlearning.procedures import read_settings
+from tests.erasure_helpers import Site, federate
+from tests.strategies import sites as plain
+from tests.unlearning.towers import Towers, pairs
+
+torch.set_num_threads(1)
+
+LENIENT = ForgetScore(0.0, 1.0, 4)
+
+
+class PairsClient(ErasureClient):
+    """A site with its own image-text pairs."""
+
+    holds_lock = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(inbox=site.inbox, site=site.name, privacy=site.privacy)
+        self.script, self.pairs = site, pairs(site.number + 1, len(site.ids))
+
+    def sample_ids(self):
+        return self.script.ids
+
+    def sample_classes(self):
+        return {i: "odd" if row % 2 else "even" for row, i in enumerate(self.script.ids)}
+
+    def array_kinds(self):
+        return ["trained"] * 4
+
+    def of(self, ids):
+        return self.pairs.take([self.script.ids.index(i) for i in ids])
+
+    def loaded(self, parameters):
+        model = Towers()
+        set_arrays(model, parameters)
+        return model
+
+    def train(self, parameters, config):
+        self.script.trained_on.append(self.retained_ids())
+        self.script.locks.append(self.forget_lock)
+        model, own = self.loaded(parameters), self.of(self.retained_ids())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(3):
+            v, t = model.embed_images(own.images), model.embed_texts(own.tokens, own.mask)
+            optimizer.zero_grad()
+            contrastive_loss(v, t, model.scale(), own.groups).backward()
+            optimizer.step()
+            if self.forget_lock is not None:
+                self.forget_lock.step_(list(model.parameters()), 0.5)
+        return get_arrays(model), len(own), {wire.STEPS: 3}
+
+    def test(self, parameters, config):
+        return 0.5, 4, {"accuracy": 0.5}
+
+    def unlearn(self, task):
+        self.script.unlearned.append(task)
+        model, kept = self.loaded(task.snapshot), self.retained_ids()
+        settings = read_settings(task.settings)
+        outcome = excise(
+            model, self.of(task.forget_ids), self.of(kept) if kept else None,
+            settings=settings, seed=task.seed,
+        )  # fmt: skip
+        evidence = wire.Evidence(
+            outcome.before, outcome.after, LENIENT, None, 1,
+            outcome.stop_reason, outcome.delta_norm,
+        )  # fmt: skip
+        return get_arrays(model), evidence
+
+    def relearning_basis(self, task, unlearned, rank):
+        forget = self.of(task.forget_ids)
+        return forget_directions(self.loaded(unlearned), forget, rank=rank, seed=task.seed)
+
+    def score(self, parameters, sample_ids):
+        return score_pairs(self.loaded(parameters), self.of(sample_ids))
+
+
+def make_sites(count: int = 3):
+    found = [Site(n, ids=[f"pair-{n}-{row}" for row in range(8)]) for n in range(count)]
+    for site in found:
+        site.locks = []
+    return found
+
+
+def app_of(sites, client=PairsClient):
+    return ClientApp(
+        lambda context: client(sites[int(context.node_config["partition-id"])]).to_client()
+    )
+
+
+def model_record() -> ArrayRecord:
+    model = Towers()
+    return to_record(list(model.state_dict()), get_arrays(model))
+
+
+def ease(sites, **options):
+    return federate(
+        sites,
+        strategy_type=EASE,
+        app=app_of(sites, options.pop("client", PairsClient)),
+        initial=model_record(),
+        history=options.pop("history", None) or MemoryStore(),
+        excision=ExcisionSettings(steps=20),
+        **{"erasure_norm_factor": 1e6, "rounds": 16, **options},
+    )
+
+
+def ask(strategy):
+    strategy.request_erasure("site-0")
+
+
+def coordinates(outcome, version):
+    basis, at = outcome.strategy._hooks.pins.pinned.held(outcome.record.request_id)
+    flat = np.concatenate([a.ravel() for a in outcome.models[version]]).astype(np.float64)
+    return basis.coordinates(flat), at
+
+
+def after_merge(outcome):
+    return [v for v in sorted(outcome.models) if v >= outcome.record.merge_version]
+
+
+@pytest.fixture(scope="module")
+def basic():
+    """One erasure of a site that is there, and the sites."""
+    sites = make_sites()
+    return ease(sites, at={6: ask}, lam=25.0), sites
+
+
+def test_a_site_excises_and_the_model_stays_put_along_its_directions(basic):
+    outcome, sites = basic
+    assert outcome.states()[:3] == ["received", "dispatched", "unlearned"]
+    assert outcome.states()[-1] == "completed"
+    (task,) = sites[0].unlearned
+    assert read_settings(task.settings) == ExcisionSettings(steps=20)
+    report = outcome.record.details["subspaces"]
+    assert report["rank"] > 0
+    assert report["retained_sites"] == ["site-1", "site-2"]
+    assert set(report["blocks"]) == {"vision", "text"}
+    assert len(after_merge(outcome)) > 5
+    for version in after_merge(outcome):
+        now, at = coordinates(outcome, version)
+        np.testing.assert_allclose(now, at, atol=1e-5)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(outcome.models[outcome.record.merge_version], outcome.final(), strict=True)
+    ]
+    assert max(moved) > 1e-3  # training goes on along everything else
+
+
+def test_sites_that_train_on_are_sent_the_lock_and_heed_it(basic):
+    outcome, sites = basic
+    for site in sites[1:]:
+        given = [lock for lock in site.locks if lock is not None]
+        assert site.locks[0] is None
+        assert given
+        assert given[-1].strength == 25.0
+        basis, at = given[-1].pins[0]
+        mine, coords = outcome.strategy._hooks.pins.pinned.held(outcome.record.request_id)
+        assert basis.rank == mine.rank
+        np.testing.assert_allclose(at, coords)
+
+
+def test_without_the_servers_half_the_clients_half_bounds_the_drift():
+    drifts = {}
+    for lam in (0.0, 100.0):
+        outcome = ease(make_sites(), at={6: ask}, lam=lam, project=False)
+        ends = [coordinates(outcome, v) for v in after_merge(outcome)]
+        drifts[lam] = max(float(np.linalg.norm(now - at)) for now, at in ends)
+    assert drifts[0.0] > 1e-3
+    assert drifts[100.0] < 0.2 * drifts[0.0]
+
+
+def test_clients_that_hold_no_lock_are_sent_none():
+    class Plain(PairsClient):
+        holds_lock = False
+
+    sites = make_sites()
+    outcome = ease(sites, at={6: ask}, client=Plain)
+    assert outcome.states()[-1] == "completed"
+    assert all(lock is None for site in sites for lock in site.locks)
+
+
+def test_a_site_that_is_gone_is_taken_back_along_its_own_directions():
+    sites, box = make_sites(), []
+
+    def leave(strategy):
+        box[0].offline.add(101)
+
+    outcome = ease(sites, at={5: leave, 9: ask}, on_grid=box.append, site_timeout=3.0, rounds=24)
+    assert outcome.states() == ["received", "merged", "verifying", "completed-unverified"]
+    assert sites[0].unlearned == []
+    record = outcome.record
+    assert record.details["mode"] == "ease-history"
+    assert 0 < record.details["taken_back"] < 1
+    now, _ = coordinates(outcome, record.merge_version)
+    basis, _ = outcome.strategy._hooks.pins.pinned.held(record.request_id)
+    start = np.concatenate([a.ravel() for a in outcome.models[0]]).astype(np.float64)
+    np.testing.assert_allclose(now, basis.coordinates(start), atol=1e-5)
+    statuses = {
+        (p.site, p.status) for w in outcome.strategy.recorder.store.windows()
+        for p in w.participants
+    }  # fmt: skip
+    assert ("site-0", "stored") in statuses  # purged with the certificate, given a state directory
+
+
+def test_fully_entangled_from_the_history_fails_and_says_so():
+    class Same(PairsClient):
+        def __init__(self, site):
+            super().__init__(site)
+            self.pairs = pairs(1, len(site.ids))
+
+    sites, box = make_sites(), []
+
+    def leave(strategy):
+        box[0].offline.add(101)
+
+    outcome = ease(
+        sites, at={5: leave, 9: ask}, client=Same, on_grid=box.append, site_timeout=5.0, rounds=20
+    )
+    assert outcome.states() == ["received", "failed"]
+    assert "cannot be erased from the history: fully entangled" in outcome.record.reason
+    assert outcome.record.details["subspaces"]["entangled"]
+
+
+def test_fully_entangled_with_its_site_is_excised_without_a_lock():
+    class Same(PairsClient):
+        def __init__(self, site):
+            super().__init__(site)
+            self.pairs = pairs(1, len(site.ids))
+
+    outcome = ease(make_sites(), at={6: ask}, client=Same)
+    assert "merged" in outcome.states()
+    assert "fully entangled" in outcome.record.details["subspaces_note"]
+    assert len(outcome.strategy._hooks.pins.pinned) == 0
+    assert outcome.events("no-subspace")
+
+
+def test_some_samples_are_excised_along_the_directions_their_site_names():
+    sites = make_sites()
+    outcome = ease(sites, at={6: lambda s: sites[0].file(["pair-0-0", "pair-0-1"])})
+    assert outcome.record.notice.scope == "samples"
+    assert outcome.states()[-1] == "completed"
+    assert outcome.record.details["subspaces"]["rank"] > 0
+    assert outcome.record.details["subspaces"]["retained_sites"] == ["site-1", "site-2"]
+    assert len(sites[0].trained_on[-1]) == 6  # it trains on, on what it keeps
+
+
+def test_a_class_is_erased_by_every_site_for_its_own_samples():
+    sites = make_sites()
+    outcome = ease(sites, at={6: lambda s: s.request_class_erasure("odd")}, rounds=26)
+    requests = outcome.strategy.requests
+    assert sorted(r.site for r in requests) == ["site-0", "site-1", "site-2"]
+    assert {str(r.state) for r in requests} == {"completed"}
+    for site in sites:
+        assert site.inbox.tombstones() == set(site.ids[1::2])
+    assert outcome.events("class-erasure")
+
+
+def test_the_operator_drops_a_lock():
+    sites, ids = make_sites(), []
+
+    def drop(strategy):
+        ids.append(strategy.requests[0].request_id)
+        strategy.drop_forget_lock(ids[0])
+        with pytest.raises(ErasureError, match="no forget lock"):
+            strategy.drop_forget_lock(ids[0])
+        site = sites[1]
+        site.locks.clear()
+
+    outcome = ease(sites, at={6: ask, 16: drop}, rounds=30)
+    assert outcome.record.merge_version < 16
+    assert len(outcome.strategy._hooks.pins.pinned) == 0
+    assert outcome.events("forget-lock-dropped")
+    assert sites[1].locks[-1] is None
+
+
+def test_with_no_erasure_and_lam_zero_it_is_fedavg_bit_for_bit():
+    ours, theirs = plain.Site(), plain.Site()
+    results = []
+    for site, strategy in (
+        (ours, EASE(history=MemoryStore(), mode="sync", lam=0.0, dialect="message",
+                    min_available_nodes=3, evaluate_every=0)),
+        (theirs, FedAvg(min_available_nodes=3, fraction_evaluate=0.0)),
+    ):  # fmt: skip
+        grid = plain.grid_of("message", site, 3)
+        try:
+            result = strategy.start(grid, plain.small(0.25), num_rounds=5, timeout=600.0)
+        finally:
+            grid.close()
+        results.append(plain.values(result.arrays)["w"])
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_lock_and_initial_model_survive_a_restart(tmp_path):
+    history, state = tmp_path / "history", tmp_path / "state"
+    sites = make_sites()
+    first = ease(sites, at={6: ask}, history=history, state_dir=state, rounds=10)
+    assert first.record.merge_version is not None
+    before = first.strategy._hooks.pins.pinned.held(first.record.request_id)
+    second = ease(sites, history=history, state_dir=state, rounds=14)
+    after = second.strategy._hooks.pins.pinned.held(first.record.request_id)
+    np.testing.assert_array_equal(after[1], before[1])
+    for block, rows in before[0].rows.items():
+        np.testing.assert_array_equal(after[0].rows[block], rows)
+    np.testing.assert_array_equal(second.strategy._hooks._initial, first.strategy._hooks._initial)
+    statuses = {
+        (p.site, p.status) for w in _windows(history) for p in w.participants
+    }  # fmt: skip
+    assert ("site-0", "purged") in statuses
+    assert ("site-0", "stored") not in statuses
+    with StateStore(state) as store:
+        certificate = json.loads(store.certificate(first.record.request_id)[0])
+    assert certificate["method"]["name"] == "EASE"
+    assert "forget-exclusive directions" in json.dumps(certificate)
+
+
+def _windows(path):
+    from flwr_afuic.history.disk import DiskStore
+
+    with DiskStore(path) as store:
+        return list(store.windows())
+
+
+@pytest.mark.parametrize(
+    "options", [{"lam": -1.0}, {"beta": 0.0}, {"directions": 65}, {"recovery_rounds": -1}]
+)
+def test_settings_out_of_range(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        EASE(history=MemoryStore(), **options)
+
+
+def test_what_it_says_of_itself():
+    name, settings = EASE(history=MemoryStore()).describe()
+    assert name == "EASE"
+    assert settings["gsd"]["tau"] == 0.3
+    assert EASE(history=MemoryStore()).describe_calibration()["lam"] == 10.0
+    strategy = EASE(history=MemoryStore())
+    for act in (strategy.request_class_erasure, strategy.drop_forget_lock):
+        with pytest.raises(ConfigError, match="has not been started"):
+            act("x")
