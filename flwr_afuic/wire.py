@@ -69,7 +69,7 @@ KIND_DELTA = "delta"
 KIND_ERASURE = "erasure"
 KIND_GRADIENT = "gradient"
 
-GROUP_LOCK = "lock"
+KIND_LOCK = "lock"
 """Name of the arrays that follow a training task's model where a forget lock holds."""
 
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")

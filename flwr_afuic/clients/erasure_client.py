@@ -237,7 +237,7 @@ class ErasureClient(NumPyClient, ABC):
         if wire.FORGET_LOCK not in config:
             return parameters
         groups = wire.split_groups(parameters, config.get(wire.EXTRAS, "{}"))
-        lock = groups.get(wire.GROUP_LOCK, [])
+        lock = groups.get(wire.KIND_LOCK, [])
         self.forget_lock = ForgetLock.unpack(lock, config[wire.FORGET_LOCK])
         return groups["model"]
 

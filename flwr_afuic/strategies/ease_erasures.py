@@ -89,7 +89,7 @@ class EaseErasures(ErasureHooks):
         if lock is None:
             return {}, {}
         arrays, text = lock.pack()
-        return {wire.FORGET_LOCK: text}, {wire.GROUP_LOCK: arrays}
+        return {wire.FORGET_LOCK: text}, {wire.KIND_LOCK: arrays}
 
     def erase_class(self, name: str, reason: str) -> None:
         """Have every site file for its samples of a class; from any thread."""
