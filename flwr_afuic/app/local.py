@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
@@ -24,6 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.clock import VirtualClock
+from flwr_afuic.seeds import derive_seed
 
 _RUN_ID = 1
 _SERVER_NODE_ID = 1
@@ -45,19 +47,38 @@ class SpeedModel:
         Assumed where a client does not report its steps.
     factors : mapping of int to float
         Slow-down by partition; 1 where not given.
+    tail : float or None
+        Index, above 1, of a Pareto distribution of mean 1 that multiplies each task's duration:
+        the smaller, the more often a task takes many times as long. None for fixed speeds.
+    seed : int
+        Of those draws; a task's depends on its site and its number there alone.
     """
 
     seconds_per_step: float = 0.05
     overhead: float = 0.2
     default_steps: int = 16
     factors: Mapping[int, float] | None = None
+    tail: float | None = None
+    seed: int = 0
 
-    def seconds(self, partition: int, kind: str, steps: int | None) -> float:
-        """Return the duration of one task of message type ``kind``."""
+    def __post_init__(self) -> None:
+        if self.tail is not None and not 1 < self.tail < float("inf"):
+            raise ConfigError(f"tail is {self.tail}; it must exceed 1, or there is no mean")
+
+    def seconds(self, partition: int, kind: str, steps: int | None, task: int = 0) -> float:
+        """Return the duration of one task of message type ``kind``, the site's ``task``-th."""
         factor = (self.factors or {}).get(partition, 1.0)
         if steps is None:
             steps = self.default_steps if kind.startswith("train") else 2
-        return factor * (self.overhead + self.seconds_per_step * steps)
+        return (
+            factor * self._luck(partition, task) * (self.overhead + self.seconds_per_step * steps)
+        )
+
+    def _luck(self, partition: int, task: int) -> float:
+        if self.tail is None:
+            return 1.0
+        rng = np.random.default_rng(derive_seed(self.seed, "speed", partition, task))
+        return float(1 + rng.pareto(self.tail)) * (self.tail - 1) / self.tail
 
 
 @dataclass
@@ -66,6 +87,7 @@ class _Flight:
     partition: int
     kind: str
     sent: float
+    number: int
     due: float | None = None
 
 
@@ -112,6 +134,7 @@ class LocalGrid(Grid):
         self._names = names or [""] * num_nodes
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="site")
         self._flights: dict[str, _Flight] = {}
+        self._sent: dict[int, int] = {}
         self._ids = itertools.count(1)
         self.clock = VirtualClock(self._next_due)
         self.offline: set[int] = set()
@@ -168,11 +191,14 @@ class LocalGrid(Grid):
             node = message.metadata.dst_node_id
             if node not in self._contexts:
                 raise ConfigError(f"no node {node}; this grid has {sorted(self._contexts)}")
+            partition = node - _FIRST_NODE_ID
+            self._sent[partition] = number = self._sent.get(partition, 0) + 1
             self._flights[message_id] = _Flight(
                 self._pool.submit(self._call, message),
-                node - _FIRST_NODE_ID,
+                partition,
                 message.metadata.message_type,
                 self.clock.now(),
+                number,
             )
             ids.append(message_id)
         return ids
@@ -218,7 +244,9 @@ class LocalGrid(Grid):
         if flight.due is None:
             reply = flight.future.result()
             steps = None if reply.has_error() else _steps(reply.content)
-            flight.due = flight.sent + self._speed.seconds(flight.partition, flight.kind, steps)
+            flight.due = flight.sent + self._speed.seconds(
+                flight.partition, flight.kind, steps, flight.number
+            )
         return flight.due
 
     def _next_due(self) -> float | None:

@@ -9,7 +9,10 @@ import typer
 
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.cli import options
+from flwr_afuic.cli.bench_ablation import ablation
 from flwr_afuic.cli.bench_forget import forget
+from flwr_afuic.cli.bench_latency import latency
+from flwr_afuic.cli.bench_reference import reference
 from flwr_afuic.cli.bench_segmentation import segmentation
 from flwr_afuic.errors import ConfigError
 
@@ -21,6 +24,9 @@ app = typer.Typer(help="Experiments that print the documentation's tables.", no_
 
 app.command("segmentation")(segmentation)
 app.command("forget")(forget)
+app.command("ablation")(ablation)
+app.command("latency")(latency)
+app.command("reference")(reference)
 
 
 @app.callback()

@@ -51,6 +51,8 @@ class AFUIC(ErasureStrategy):
         algorithm 1, and loses what retained sites learned meanwhile.
     lock : bool
         The relearning lock: a half-space the model may not leave after a merge (ours).
+    lock_per_layer : bool
+        Lock each layer's part of a delta instead of the whole delta (for comparison).
     fidelity : bool
         A few steps on the proxies before each ``delta`` merge that keep the model's
         predictions (ours), see :func:`~flwr_afuic.calibration.fidelity.keep_fidelity`.
@@ -119,6 +121,7 @@ class AFUIC(ErasureStrategy):
         proxies_provenance: str = "",
         merge: MergeRule = "delta",
         lock: bool = True,
+        lock_per_layer: bool = False,
         fidelity: bool = True,
         prediction_invariance: bool = True,
         phi: str | Phi = "monai",
@@ -168,6 +171,7 @@ class AFUIC(ErasureStrategy):
         check_seconds("virtual_invariance_seconds", virtual_invariance_seconds)
         self.merge: MergeRule = merge
         self.lock = lock
+        self.lock_per_layer = lock_per_layer
         self.prediction_invariance = prediction_invariance and self.proxies is not None
         use_fidelity = fidelity and merge == "delta" and self.proxies is not None
         self.fidelity_steps = (fidelity_settings or FidelitySettings()) if use_fidelity else None
@@ -193,6 +197,7 @@ class AFUIC(ErasureStrategy):
             fidelity=self.fidelity_steps,
             virtual_seconds=self.virtual_invariance_seconds,
             learn_signature=self.learns_signature,
+            per_layer=self.lock_per_layer,
         )
 
     def unlearning_for(self, attempt: int) -> UnlearningSettings | ExcisionSettings:
@@ -219,6 +224,7 @@ class AFUIC(ErasureStrategy):
         """Return what keeps the erased data from being learned again, as plain values."""
         return {
             "lock": self.lock,
+            "lock_per_layer": self.lock_per_layer,
             "relearning_rank": self.relearning_rank,
             "fidelity": None
             if self.fidelity_steps is None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flwr_afuic.calibration.fidelity import FidelitySettings, keep_fidelity
 from flwr_afuic.calibration.invariance import InvarianceSettings, calibrate
+from flwr_afuic.calibration.layers import by_layer
 from flwr_afuic.calibration.lock import RelearningLock
 from flwr_afuic.calibration.transforms import MonaiPhi, Phi, SignaturePhi
 from flwr_afuic.errors import ConfigError
@@ -53,6 +54,8 @@ class Calibrator:
         What one calibration takes on a virtual clock.
     learn_signature : bool
         Learn the transformation at each merge instead of being given ``phi``.
+    per_layer : bool
+        Lock each layer's part of ``d`` instead of the whole of it.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Calibrator:
         fidelity: FidelitySettings | None,
         virtual_seconds: float,
         learn_signature: bool = False,
+        per_layer: bool = False,
     ) -> None:
         self._run = run
         self._use_lock = lock
@@ -79,6 +83,7 @@ class Calibrator:
         self._job: Job[Vector] | None = None
         self._active = False
         self._learn_signature = learn_signature
+        self._per_layer = per_layer
         self._merge: tuple[Vector, Vector] | None = None
         self._held: list[str] = []
         self.lock = RelearningLock()
@@ -104,8 +109,13 @@ class Calibrator:
         if self._learn_signature and before is not None:
             self._phi, self._merge = None, (before, origin)
         if self._use_lock and float(np.linalg.norm(delta)) > 0:
-            self.lock.add(request_id, delta, origin)
-            self._held.append(request_id)
+            parts = {request_id: delta}
+            if self._per_layer:
+                layers = by_layer(self._run.layout, delta)
+                parts = {f"{request_id}/layer-{name}": part for name, part in layers.items()}
+            for key, part in parts.items():
+                self.lock.add(key, part, origin)
+                self._held.append(key)
 
     def hold_basis(self, request_id: str, basis: Vector, origin: Vector) -> None:
         """Lock every direction of a relearning basis, too.

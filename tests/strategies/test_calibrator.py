@@ -264,3 +264,20 @@ def test_a_signature_is_learned_at_each_merge_from_the_models_around_it():
         assert isinstance(made._phi, SignaturePhi)
         patterns.append(made._phi.perturbation)
     assert not torch.equal(*patterns)
+
+
+def test_a_lock_per_layer_lets_no_layer_return():
+    run = stand_in()
+    layout = run.layout
+    origin = layout.flatten(run.arrays)
+    delta = np.ones_like(origin)
+    whole, layered = calibrator(run), calibrator(run, per_layer=True)
+    for one in (whole, layered):
+        one.hold("request", delta, origin)
+    first = np.arange(len(origin)) < layout.specs[0].size + layout.specs[1].size  # weight and bias
+    back = origin + np.where(first, -1.0, 1.0 + first.sum() / (~first).sum())
+    assert whole.allowed(back) is back  # the other layers go further on
+    held = layered.allowed(back)
+    assert (held - origin)[first] @ delta[first] >= -1e-6
+    state, blobs = layered.checkpoint()
+    assert len(state["locks"]) == len(blobs) > 1
