@@ -241,27 +241,31 @@ def test_nobody_trains_twice_from_the_same_model(
 # ---- the command ----------------------------------------------------------------------------
 
 
-def test_the_command_plans_prints_and_fills(tmp_path: Path) -> None:
-    pairs = [f"{k}={v}" for k, v in {"dataset": tiny.data_file(), **tiny.SHORT}.items()]
-    options = ["latency", "--stragglers", "1", "--tail", "0", "--out", str(tmp_path / "runs")]
-    options += [part for pair in pairs for part in ("--set", pair)]
+def test_the_command_plans_and_takes_what_was_run(tmp_path: Path) -> None:
+    folder, document = tmp_path / "runs", tmp_path / "results.md"
+    options = ["latency", "--stragglers", "1", "--tail", "0", "--out", str(folder)]
+    options += ["--runs", "training", "--budget", "-1"]
     planned = CliRunner().invoke(bench, [*options, "--plan"])
     assert planned.exit_code == 0, planned.output
     assert "1 retrain_floor (with training)" in planned.output
-    assert "runs are missing" in planned.output
-    document = tmp_path / "results.md"
+    assert "9 runs are missing" in planned.output
+    folder.mkdir()
+    long = [[v, v, 3.0 * v, "merge"] for v in range(1, 21)]
+    runner = LatencyRunner(folder)
+    for method, run in (("retrain", retrained(versions=long)), ("afuic", erased())):
+        runner.path(Wanted(LatencySettings(), method)).write_text(json.dumps(run))
     document.write_text(f"{BEGIN}\n<!-- /table -->\n")
+    written = tmp_path / "l.json"
     done = CliRunner().invoke(
-        bench,
-        [*options, "--runs", "training", "--methods", "retrain,afuic",
-         "--json", str(tmp_path / "l.json"), "--markdown", str(document)],
-    )  # fmt: skip
+        bench, [*options, "--json", str(written), "--markdown", str(document)]
+    )
     assert done.exit_code == 0, done.output
-    assert "**AFU-IC**" in document.read_text()
+    assert "7 runs are left" in done.output
+    assert "| **AFU-IC** | 4.0 | 4.0 | 6.0 |" in document.read_text()
     assert (tmp_path / "images" / "latency.png").stat().st_size > 1000
-    written = json.loads((tmp_path / "l.json").read_text())
-    assert written["figures"]["latency/1/afuic/stall"] == 0.0
-    assert "latency/1/retrain/time_to_forget_1000_rounds" in written["figures"]
+    figures = json.loads(written.read_text())["figures"]
+    assert figures["latency/1/afuic/stall"] == 0.0
+    assert figures["latency/1/advantage/retrain_1000_rounds"] == 500.0
 
 
 @pytest.mark.parametrize(
