@@ -141,7 +141,7 @@ def load_clip(path_or_name: str | Path) -> Backbone:
     from transformers import CLIPModel
 
     try:
-        clip = CLIPModel.from_pretrained(str(path_or_name), use_safetensors=True)
+        clip: Any = CLIPModel.from_pretrained(str(path_or_name), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise ConfigError(
@@ -196,7 +196,7 @@ def build_small_clip(shape: SmallCLIP, tokenizer: Any, *, seed: int) -> Backbone
     )
     # transformers draws from the process-wide generator; the weights are drawn anew, by name.
     with torch.random.fork_rng(devices=[]):
-        clip = CLIPModel(config)
+        clip: Any = CLIPModel(config)
     _initialise(clip, derive_seed(seed, "clip"))
     return Backbone(clip.eval(), tokenizer, (0.5,), (0.25,))
 

@@ -50,6 +50,10 @@ class AdapterCLIP(nn.Module):
         If transformers or peft are missing, or a value is out of its range.
     """
 
+    clip: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         clip: Any,
@@ -69,7 +73,8 @@ class AdapterCLIP(nn.Module):
         clip.requires_grad_(False)
         # peft draws A from the process-wide generator; it is drawn anew below.
         with torch.random.fork_rng(devices=[]):
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS))
+            options: dict[str, Any] = {"r": rank, "lora_alpha": alpha}
+            config = LoraConfig(target_modules=list(TARGETS), **options)
             self.clip = inject_adapter_in_model(config, clip)
         self.eval()
         self.register_buffer("mean", torch.tensor(mean)[None, :, None, None])
@@ -102,7 +107,7 @@ class AdapterCLIP(nn.Module):
         keep = bool(kwargs.get("keep_vars", False))
         return {n: p if keep else p.detach() for n, p in self.named_parameters()}
 
-    def load_state_dict(  # type: ignore[override]
+    def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> None:
         """Load adapters by name, all or none.

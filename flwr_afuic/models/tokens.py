@@ -83,9 +83,8 @@ def build_tokenizer(captions: Sequence[str], *, vocabulary: int = 1024) -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=ends
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END
-    )
+    wrap: Any = PreTrainedTokenizerFast
+    return wrap(tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
