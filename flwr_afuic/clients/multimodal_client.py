@@ -96,8 +96,8 @@ class MultimodalClient(ErasureClient):
 
     batch_size = 32
     local_steps: int | None = None
-    local_epochs = 2
-    lr = 3e-3
+    local_epochs = 4
+    lr = 1e-2
     clip: float | None = 5.0
     holds_lock = True
     forget_lock: ForgetLock | None = None

@@ -39,12 +39,12 @@ class SmallCLIP:
 
     image_size: int = 64
     patch: int = 16
-    length: int = 64
-    width: int = 96
+    length: int = 48
+    width: int = 64
     layers: int = 2
     heads: int = 4
     projection: int = 64
-    vocabulary: int = 1024
+    vocabulary: int = 2048
 
     def __post_init__(self) -> None:
         if min(asdict(self).values()) < 1:

@@ -46,7 +46,7 @@ class Pretraining:
     """
 
     shape: SmallCLIP = field(default_factory=SmallCLIP)
-    steps: int = 200
+    steps: int = 150
     batch_size: int = 48
     lr: float = 1e-3
     weight_decay: float = 0.05
