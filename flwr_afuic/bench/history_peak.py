@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.errors import HistoryError
-from flwr_afuic.history.codec import CodecSettings, encode_update
+from flwr_afuic.history.codec import CodecSettings
 from flwr_afuic.history.disk import DiskStore
+from flwr_afuic.history.encoder import RecordEncoder
 from flwr_afuic.history.store import Participant, Window
 from flwr_afuic.history.unlearn import unlearn
 
@@ -102,8 +103,8 @@ def _site(number: int) -> str:
 def _write(folder: Path, clients: int, rounds: int, parameters: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     drawn = [rng.laplace(size=parameters).astype(np.float32) for _ in range(_DISTINCT)]
-    codec = CodecSettings()
     with DiskStore(folder) as store:
+        encoder = RecordEncoder(store, CodecSettings())
         store.set("seed", 0)
         store.check_layout([drawn[0]])
         for round_ in range(1, rounds + 1):
@@ -111,10 +112,10 @@ def _write(folder: Path, clients: int, rounds: int, parameters: int) -> dict[str
                 participants = []
                 for number in range(clients):
                     update = _shifted(drawn, round_ * clients + number)
-                    key = store.key(writer.number, _site(number))
-                    writer.write(_site(number), encode_update([update], codec, key))
+                    site = _site(number)
+                    writer.write(site, encoder.encode(writer.number, site, [update]))
                     norm = float(np.linalg.norm(update))
-                    participants.append(Participant(_site(number), 1 / clients, norm, "stored"))
+                    participants.append(Participant(site, 1 / clients, norm, "stored"))
                 writer.commit(Window(round_, round_, round_, 1.0, tuple(participants)))
         return {"disk": store.bytes_stored(), "peak": _largest()}
 

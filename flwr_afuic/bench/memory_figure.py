@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flwr_afuic.bench.memory_runs import MemoryResults, Result
-from flwr_afuic.bench.storage import DEFAULT, WITH_AGGREGATES
+from flwr_afuic.bench.storage import DEFAULT, WITHOUT_AGGREGATES
 from flwr_afuic.report.look import FAINT, INK, MUTED, blank_figure, save
 
 _MAIN, _BACKDOOR = "#0072b2", "#d55e00"
@@ -50,7 +50,7 @@ def _axes(figure: Figure, place: tuple[float, float, float, float], title: str) 
 
 
 def _scores(axes: Axes, runs: Sequence[Result], *, labelled: bool) -> None:
-    forms = [name for name in runs[0]["forms"] if name != WITH_AGGREGATES]
+    forms = [name for name in runs[0]["forms"] if name != WITHOUT_AGGREGATES]
     sizes = [
         float(np.mean([run["forms"][name]["disk"] / run["client_rounds"] for run in runs])) / 1e3
         for name in forms

@@ -143,13 +143,13 @@ def _of_dataset(dataset: str, found: dict[str, float]) -> list[Judged]:
         Judged(dataset, "times less storage than fp32", f"{ratio:.1f}", f">= {LEAST_RATIO:g}",
                ratio >= LEAST_RATIO),
         Judged(dataset, "test score, uncompressed minus default", f"{drop:+.3f}",
-               f"<= {MOST_DROP:g}", drop <= MOST_DROP + _ROUNDING),
+               f"within ±{MOST_DROP:g}", abs(drop) <= MOST_DROP + _ROUNDING),
     ]  # fmt: skip
     gap = found.get("asr_gap_vs_uncompressed")
     if gap is not None:
         judged.append(
             Judged(dataset, "backdoor success, default minus uncompressed", f"{gap:+.3f}",
-                   f"<= {MOST_BACKDOOR:g}", gap <= MOST_BACKDOOR + _ROUNDING)
+                   f"within ±{MOST_BACKDOOR:g}", abs(gap) <= MOST_BACKDOOR + _ROUNDING)
         )  # fmt: skip
     judged.append(
         Judged(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flwr_afuic.history.codec import CodecSettings, decode_record, encode_update
 from flwr_afuic.history.disk import DiskStore
+from flwr_afuic.history.encoder import RecordEncoder
 from flwr_afuic.history.memory import MemoryStore
 from flwr_afuic.history.recorder import RecorderSettings
 from flwr_afuic.history.sparsify import Threshold, UserSparsification
@@ -63,30 +64,38 @@ class Ours:
         with DiskStore(folder) as store:
             store.set("seed", exact.seed)
             store.set("layout", exact.layout)
-            records = sum(self._window(store, exact, window) for window in exact.windows())
+            encoders = [RecordEncoder(store, self.codec)]
+            if self.aggregate is not None:
+                encoders.append(RecordEncoder(store, self.aggregate))
+            records = sum(self._window(store, exact, w, *encoders) for w in exact.windows())
             correction = unlearn(store, [site])
         # Closed: what SQLite keeps beside its file while that is open is no storage.
         files = (path for path in folder.rglob("*") if path.is_file())
         return Stored(records, sum(path.stat().st_size for path in files), correction)
 
-    def _window(self, store: DiskStore, exact: UpdateStore, window: Window) -> int:
+    def _window(
+        self,
+        store: DiskStore,
+        exact: UpdateStore,
+        window: Window,
+        encoder: RecordEncoder,
+        of_aggregates: RecordEncoder | None = None,
+    ) -> int:
         norms = {p.site: p.norm for p in window.participants}
         factors = dict.fromkeys(norms, 1.0)
         if self.users.keep < 1:
             factors = self.users.choose(norms, seed=store.seed, window=window.number)
         written = 0
 
-        def encoded(site: str, codec: CodecSettings, factor: float) -> bytes:
-            key = store.key(window.number, site)
-            return encode_update(exact_arrays(exact, window, site), codec, key, factor=factor)
-
         with store.begin() as writer:
             for site, factor in factors.items():
-                record = encoded(site, self.codec, factor)
+                arrays = exact_arrays(exact, window, site)
+                record = encoder.encode(writer.number, site, arrays, factor=factor)
                 written += len(record)
                 writer.write(site, record)
-            if self.aggregate is not None:
-                record = encoded(AGGREGATE, self.aggregate, 1.0)
+            if of_aggregates is not None:
+                arrays = exact_arrays(exact, window, AGGREGATE)
+                record = of_aggregates.encode(writer.number, AGGREGATE, arrays)
                 written += len(record)
                 writer.write(AGGREGATE, record)
             participants = tuple(
@@ -219,57 +228,57 @@ def _divided(flat: Flat, sizes: Sequence[int]) -> list[Flat]:
 
 UNCOMPRESSED = "fp32"
 DEFAULT = "default"
-WITH_AGGREGATES = "default+aggregates"
+WITHOUT_AGGREGATES = "default-aggregates"
 
-NOT_RECOVERED = frozenset({"fp16", "Z-1", "A2-1", "E8-.25", "E8-3", "default-Z"})
-"""Forms without a recovery of their own: each gives nearly the model of one that has it."""
+NOT_RECOVERED = frozenset(
+    {"fp16", "8-bit", "top-5%", "Z-1", "A2-1", "E8-1", "E8-3", "E8-.25", "default-Z"}
+    | {"threshold-1", "threshold-3"}
+)
+"""Forms without a recovery of their own: what they would show, others do."""
 
 
 def forms() -> dict[str, tuple[str, Form]]:
     """Return every form by name, with its words for a table, the uncompressed one first."""
     default = RecorderSettings()
     codec = default.codec
-    no = Threshold("none")
+    apart = replace(codec, unit="tensor", hold=0.0, budget=0.0)
 
-    def ours(**changes: Any) -> Ours:
-        return Ours(replace(codec, **changes))
+    def alone(lattice: str, step: float) -> tuple[str, Form]:
+        return f"{lattice}, step {step:g} std of each tensor", Ours(
+            replace(apart, lattice=lattice, step=step)
+        )
 
-    def cut(value: float) -> Threshold:
-        return replace(codec.threshold, rule="std", value=value)
+    def cut(value: float) -> tuple[str, Form]:
+        threshold = replace(codec.threshold, rule="std", value=value)
+        return f"E8, step 1 std of each tensor, threshold {value:g} std", Ours(
+            replace(apart, step=1.0, threshold=threshold)
+        )
 
-    plain = {
+    return {
         UNCOMPRESSED: ("fp32", Plain(pack_as("<f4"), unpack_as("<f4"))),
         "zstd": ("zstd of fp32", Plain(pack_zstd, unpack_zstd)),
         "fp16": ("fp16", Plain(pack_as("<f2"), unpack_as("<f2"))),
         "8-bit": ("8-bit quantization", Plain(pack_8bit, unpack_8bit)),
         "top-5%": ("top 5 %, values and indices", Plain(pack_largest, unpack_largest)),
-    }
-    return {
-        **plain,
-        "Z-1": ("Z, step 1 std", ours(lattice="Z", step=1.0, threshold=no)),
-        "A2-1": ("A2, step 1 std", ours(lattice="A2", step=1.0, threshold=no)),
-        "E8-1": ("E8, step 1 std", ours(lattice="E8", step=1.0, threshold=no)),
-        "E8-3": ("E8, step 3 std", ours(lattice="E8", step=3.0, threshold=no)),
-        "E8-.25": ("E8, step .25 std", ours(lattice="E8", step=0.25, threshold=no)),
-        DEFAULT: (f"**default**: {words(codec)}", Ours(codec, users=default.users)),
-        WITH_AGGREGATES: (
-            "default, with the aggregates that replaying needs",
-            Ours(codec, default.aggregate, default.users),
+        "Z-1": alone("Z", 1.0),
+        "A2-1": alone("A2", 1.0),
+        "E8-1": alone("E8", 1.0),
+        "E8-3": alone("E8", 3.0),
+        "E8-.25": alone("E8", 0.25),
+        DEFAULT: (f"**default**: {words(codec)}", Ours(codec, default.aggregate, default.users)),
+        WITHOUT_AGGREGATES: (
+            "default, without the aggregates that only replaying needs",
+            Ours(codec, users=default.users),
         ),
-        "default-Z": ("default on Z", ours(lattice="Z")),
-        **{
-            f"threshold-{value:g}": (
-                f"default, threshold {value:g} std",
-                ours(threshold=cut(value)),
-            )
-            for value in (1.0, 2.0, 3.0)
-            if codec.threshold.rule != "std" or codec.threshold.value != value
-        },
+        "default-Z": (
+            "default on Z", Ours(replace(codec, lattice="Z"), default.aggregate, default.users)
+        ),
+        **{f"threshold-{value:g}": cut(value) for value in (1.0, 2.0, 3.0)},
         "half-the-users": (
             "default, half of the users drawn",
-            Ours(codec, users=UserSparsification("sampled", 0.5)),
+            Ours(codec, default.aggregate, UserSparsification("sampled", 0.5)),
         ),
-    }
+    }  # fmt: skip
 
 
 def words(codec: CodecSettings) -> str:
@@ -281,4 +290,7 @@ def words(codec: CodecSettings) -> str:
         "absolute": f"threshold {value:g}",
         "fraction": f"largest {100 * value:g} %",
     }[rule]
-    return f"{codec.lattice}, step {codec.step:g} std, {threshold}"
+    whose = "each tensor" if codec.unit == "tensor" else "the update"
+    budget = f", at most {codec.budget:g} bits an entry in the long run" if codec.budget else ""
+    held = f", held at {codec.hold:g}" if codec.hold else ""
+    return f"{codec.lattice}, step {codec.step:g} std of {whose}{held}, {threshold}{budget}"

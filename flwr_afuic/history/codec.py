@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_afuic.errors import ConfigError, HistoryError, RecordError
+from flwr_afuic.errors import ConfigError, RecordError
 from flwr_afuic.history.coders import SymbolReader
 from flwr_afuic.history.dither import blocks_of, dequantize, quantize
 from flwr_afuic.history.entropy import reader_for, writer_named
@@ -27,6 +27,7 @@ from flwr_afuic.history.record import (
     pack_record,
     unpack_record,
 )
+from flwr_afuic.history.scales import Unit, deviation, families, units
 from flwr_afuic.history.sparsify import Threshold
 from flwr_afuic.history.symbols import read_points, write_points
 
@@ -34,7 +35,6 @@ Flat = NDArray[np.float32]
 
 EXACT = "none"
 _SMALLEST_STEP = 1e-3
-_SMALLEST_STD = 1e-30  # below it, a tensor is zero for every purpose
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,23 @@ class CodecSettings:
     lattice : {"E8", "A2", "Z", "none"}
         Lattice of the quantiser; ``none`` stores float32.
     step : float
-        Step in standard deviations of each tensor, ``c``, at least 0.001. The error of a stored
-        entry is ``(c * std)**2`` times the lattice's second moment.
+        Step in standard deviations, ``c``, at least 0.001. The error of a stored entry is
+        ``(c * std)**2`` times the lattice's second moment.
     threshold : Threshold
-        Which entries are stored.
+        Which entries are stored. By default all are: what a threshold drops is missing from every
+        sum (bias), while the lattice's error is random and averages out.
     coder : {"auto", "range", "zstd"}
         Entropy coder; ``auto`` takes the range coder where it is installed.
+    unit : {"update", "tensor"}
+        Whose standard deviation: that of all entries of the update, or of each tensor.
+    hold : float
+        That standard deviation counts for at least this share of that of the site's last record,
+        in [0, 1]. Methods that need single updates, and no sums, record with ``tensor`` and 0.
+    budget : float
+        Bits an entry that a site's records may take on average: where they would take more, the
+        step is made coarser. 0 for no limit.
+    credit : float
+        How many records' budget a site may spend in advance, as the first ones need most.
 
     Raises
     ------
@@ -60,15 +71,26 @@ class CodecSettings:
     """
 
     lattice: str = "E8"
-    step: float = 1.0
-    threshold: Threshold = field(default_factory=Threshold)
+    step: float = 0.9
+    threshold: Threshold = field(default_factory=lambda: Threshold("none"))
     coder: str = "auto"
+    unit: Unit = "update"
+    hold: float = 0.98
+    budget: float = 0.9
+    credit: float = 3.0
 
     def __post_init__(self) -> None:
         if self.lattice != EXACT:
             lattice_named(self.lattice)
         if not _SMALLEST_STEP <= self.step < math.inf:
             raise ConfigError(f"step is {self.step}; it must be at least {_SMALLEST_STEP}")
+        if self.unit not in get_args(Unit):
+            raise ConfigError(f"unit is {self.unit!r}; use 'update' or 'tensor'")
+        if not 0 <= self.hold <= 1:
+            raise ConfigError(f"hold is {self.hold}; it must be in [0, 1]")
+        for name in ("budget", "credit"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.coder not in ("auto", "range", "zstd"):
             raise ConfigError(f"unknown coder {self.coder!r}; use auto, range or zstd")
 
@@ -95,7 +117,12 @@ class Record:
 
 
 def encode_update(
-    arrays: Sequence[NDArray[Any]], settings: CodecSettings, key: bytes, *, factor: float = 1.0
+    arrays: Sequence[NDArray[Any]],
+    settings: CodecSettings,
+    key: bytes,
+    *,
+    factor: float = 1.0,
+    least: Sequence[float] | None = None,
 ) -> bytes:
     """Encode one update as a record.
 
@@ -110,6 +137,9 @@ def encode_update(
         (:func:`~flwr_afuic.history.dither.dither_key`).
     factor : float
         What is stored is ``factor`` times the arrays.
+    least : sequence of float, optional
+        For each array, the least standard deviation that its step is measured in
+        (:class:`~flwr_afuic.history.encoder.RecordEncoder`).
 
     Returns
     -------
@@ -121,15 +151,19 @@ def encode_update(
     HistoryError
         If a tensor holds NaN or infinity, or has a dtype that cannot be stored.
     """
+    flat = [np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays]
+    stds = [deviation(values) for values in flat]
+    scales = units(
+        [std * factor for std in stds], [len(values) for values in flat], settings.unit,
+        alone_below=settings.threshold.whole_below, least=least,
+    )  # fmt: skip
     heads: list[TensorHead] = []
     masks: list[NDArray[Any] | None] = []
     tensors: list[Flat] = []
-    for array in arrays:
+    for array, values, std, scale in zip(arrays, flat, stds, scales, strict=True):
         check_dtype(str(array.dtype))
-        values = np.asarray(array, dtype=np.float32).reshape(-1)
-        std = _deviation(values)
         mask = settings.threshold.mask(values, std) if std else np.zeros(len(values), np.bool_)
-        heads.append(TensorHead(array.shape, str(array.dtype), std * factor, mask is None))
+        heads.append(TensorHead(array.shape, str(array.dtype), scale, mask is None))
         masks.append(mask)
         tensors.append(values if mask is None else values[mask])
     writer = writer_named(settings.coder)
@@ -142,26 +176,21 @@ def encode_update(
     else:
         lattice = lattice_named(settings.lattice)
         steps = [settings.step * head.std / factor for head in heads]
-        write_points(_quantize_all(tensors, steps, lattice, key), lattice, writer)
+        ratios = [
+            head.std / (std * factor) if std else math.inf
+            for head, std in zip(heads, stds, strict=True)
+        ]
+        found = families(ratios, [len(values) for values in tensors])
+        heads = [replace(head, family=family) for head, family in zip(heads, found, strict=True)]
+        points = _quantize_all(tensors, steps, lattice, key)
+        blocks = [blocks_of(len(values), lattice) for values in tensors]
+        for family, places in _by_family(found, blocks):
+            write_points(_chosen(points, places), lattice, writer, family=family)
     head = RecordHead(
         settings.code, writer.code, mask_kind, settings.step, key, len(kept), tuple(heads),
         writer.checksum,
     )  # fmt: skip
     return pack_record(head, raw + writer.finish())
-
-
-def _deviation(values: Flat) -> float:
-    """Standard deviation about zero; 0 for no entries or next to none."""
-    if not len(values):
-        return 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        square = float(np.dot(values, values)) / len(values)
-    if not math.isfinite(square):
-        square = float(np.mean(np.square(values, dtype=np.float64)))
-    if not math.isfinite(square) or math.sqrt(square) > np.finfo(np.float32).max:
-        raise HistoryError("an update holds NaN or infinity and cannot be stored; screen it first")
-    std = float(np.float32(math.sqrt(square)))
-    return std if std > _SMALLEST_STD else 0.0
 
 
 def _quantize_all(tensors: list[Flat], steps: list[float], lattice: Lattice, key: bytes) -> Points:
@@ -177,6 +206,30 @@ def _quantize_all(tensors: list[Flat], steps: list[float], lattice: Lattice, key
             cosets[start:end], floors[:, start:end] = points.cosets, points.floors
             start = end
     return Points(cosets, floors)
+
+
+def _by_family(found: Sequence[int], blocks: Sequence[int]) -> Iterator[tuple[int, list[slice]]]:
+    """Yield each family, and where its tensors' blocks lie among all."""
+    ends = np.cumsum(blocks, dtype=np.int64).tolist()
+    for family in sorted(set(found)):
+        yield (
+            family,
+            [
+                slice(end - count, end)
+                for own, count, end in zip(found, blocks, ends, strict=True)
+                if own == family and count
+            ],
+        )
+
+
+def _chosen(points: Points, places: list[slice]) -> Points:
+    if len(places) == 1 or not places:
+        place = places[0] if places else slice(0, 0)
+        return Points(points.cosets[place], points.floors[:, place])
+    return Points(
+        np.concatenate([points.cosets[place] for place in places]),
+        np.concatenate([points.floors[:, place] for place in places], axis=1),
+    )
 
 
 def decode_record(data: bytes, *, key: bytes | None = None) -> Record:
@@ -242,7 +295,17 @@ def _stored(
         raise RecordError(f"the record names lattice {head.lattice}, which is not known here")
     (lattice,) = found
     blocks = [blocks_of(size, lattice) for size in sizes]
-    points = read_points(sum(blocks), lattice, reader)
+    points = Points(
+        np.empty(sum(blocks), dtype=np.bool_),
+        np.empty((lattice.dimension, sum(blocks)), dtype=np.int32),
+    )
+    for family, places in _by_family([tensor.family for tensor in head.tensors], blocks):
+        counts = [place.stop - place.start for place in places]
+        part = read_points(sum(counts), lattice, reader, family=family)
+        edges = np.cumsum([0, *counts]).tolist()
+        for place, start, end in zip(places, edges, edges[1:], strict=False):
+            points.cosets[place] = part.cosets[start:end]
+            points.floors[:, place] = part.floors[:, start:end]
     if reader.checksum != head.symbols:
         raise RecordError(
             "the record's symbols were decoded otherwise than they were written; install the "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.errors import HistoryError, RecordError, StateError
-from flwr_afuic.history.segments import Place, Segments
+from flwr_afuic.history import schema
+from flwr_afuic.history.schema import STATUSES
+from flwr_afuic.history.segments import WINDOWS_PER_FILE, Place, Segments
 from flwr_afuic.history.store import (
     AGGREGATE,
     Deletion,
     Participant,
+    Standing,
     UpdateStore,
     Window,
     WindowWriter,
@@ -31,50 +34,8 @@ from flwr_afuic.state.files import make_folder
 from flwr_afuic.state.lock import RunLock
 from flwr_afuic.state.vault import Vault
 
-APPLICATION = 0x41465548
-"""Marks ``history.sqlite`` as such ("AFUH")."""
-
-_MIGRATIONS = [
-    """
-CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE window (
-    number INTEGER PRIMARY KEY, version INTEGER NOT NULL, round INTEGER NOT NULL, step REAL NOT NULL
-);
-CREATE TABLE participant (
-    window INTEGER NOT NULL REFERENCES window(number) ON DELETE CASCADE,
-    site TEXT NOT NULL, weight REAL NOT NULL, norm REAL NOT NULL, status TEXT NOT NULL,
-    PRIMARY KEY (window, site)
-);
-CREATE INDEX participant_site ON participant (site);
-CREATE TABLE record (
-    window INTEGER NOT NULL REFERENCES window(number) ON DELETE CASCADE,
-    site TEXT NOT NULL, file TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
-    PRIMARY KEY (window, site)
-);
-CREATE INDEX record_file ON record (file, offset);
-CREATE TABLE arrays (name TEXT PRIMARY KEY, digest TEXT NOT NULL);
-"""
-]
-
-_OF_CLIENT = """
-SELECT r.window, w.round, r.site, r.length, r.file FROM record r
-JOIN window w ON w.number = r.window
-WHERE r.site = :site OR (r.site = '' AND r.window IN (
-    SELECT window FROM participant GROUP BY window
-    HAVING MAX(site = :site) AND MIN(site = :site OR status = 'purged')))
-ORDER BY r.window, r.site
-"""
-_OLD = """
-SELECT r.window, w.round, r.site, r.length, r.file FROM record r
-JOIN window w ON w.number = r.window
-WHERE r.window NOT IN (SELECT number FROM window ORDER BY number DESC LIMIT :windows)
-ORDER BY r.window, r.site
-"""
-_MARK_PURGED = "UPDATE participant SET status = 'purged' WHERE site = :site"
-_MARK_RETIRED = """
-UPDATE participant SET status = 'retired' WHERE status != 'purged'
-AND window NOT IN (SELECT number FROM window ORDER BY number DESC LIMIT :windows)
-"""
+_MOST_EMPTY = 0.25
+"""Share of the index that may be empty pages when it is opened."""
 
 
 class DiskStore(UpdateStore):
@@ -115,9 +76,10 @@ class DiskStore(UpdateStore):
         try:
             self._database = connect(
                 self.folder / "history.sqlite",
-                _MIGRATIONS,
+                schema.MIGRATIONS,
                 error=HistoryError,
-                application=APPLICATION,
+                application=schema.APPLICATION,
+                page_size=schema.PAGE_SIZE,
             )
         except BaseException:
             self.close()
@@ -126,16 +88,29 @@ class DiskStore(UpdateStore):
         self._vault = Vault(self.folder / "arrays", clean=exclusive)
         if exclusive:
             self._clean()
+            self._shrink()
 
     def _clean(self) -> None:
         """Remove files that a crash left behind, or left undeleted."""
-        files = {row[0] for row in self._rows("SELECT DISTINCT file FROM record")}
+        stored = self._rows(schema.STORED, {"windows": WINDOWS_PER_FILE})
+        files = {Segments.file_of(site, part * WINDOWS_PER_FILE) for site, part in stored}
         self.segments.sweep(files | self.being_written)
         kept = {row[0] for row in self._rows("SELECT digest FROM arrays")}
         for digest in self._vault.digests() - kept:
             self._vault.delete(digest)
 
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _shrink(self) -> None:
+        """Give back the pages of the index that deletions, or an older schema, left empty."""
+        ((empty,),), ((pages,),) = (
+            self._rows("PRAGMA freelist_count"),
+            self._rows("PRAGMA page_count"),
+        )
+        if empty > pages * _MOST_EMPTY:
+            self._rows("VACUUM")
+
+    def _rows(
+        self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[tuple[Any, ...]]:
         with self._guard:
             return self._database.execute(query, values).fetchall()
 
@@ -153,31 +128,39 @@ class DiskStore(UpdateStore):
         ((last,),) = self._rows("SELECT COALESCE(MAX(number), 0) FROM window")
         return _DiskWriter(self, int(last) + 1)
 
-    def end_of(self, file: str) -> int:
-        """Return where the indexed bytes of a record file end."""
-        ((end,),) = self._rows(
-            "SELECT COALESCE(MAX(offset + length), 0) FROM record WHERE file = ?", (file,)
-        )
-        return int(end)
+    def ends(self, number: int) -> dict[str, int]:
+        """Return where the indexed bytes of each site end, in the files of a window."""
+        first = number // WINDOWS_PER_FILE * WINDOWS_PER_FILE
+        values = {"first": first, "last": first + WINDOWS_PER_FILE - 1}
+        return {site: int(end) for site, end in self._rows(schema.ENDS, values)}
 
     def add(self, window: Window, places: dict[str, Place]) -> None:
         """Put a window into the index, its records being written."""
+
+        def place(site: str) -> tuple[int | None, int | None]:
+            found = places.get(site)
+            return (found.offset, found.length) if found else (None, None)
+
         with self._guard, transaction(self._database) as base:
+            numbers = {name: number for number, name in base.execute("SELECT id, name FROM site")}
+            for participant in window.participants:
+                if participant.site not in numbers:
+                    cursor = base.execute("INSERT INTO site (name) VALUES (?)", [participant.site])
+                    numbers[participant.site] = int(cursor.lastrowid or 0)
             base.execute(
-                "INSERT INTO window VALUES (?, ?, ?, ?)",
-                (window.number, window.version, window.round, window.step),
+                "INSERT INTO window VALUES (?, ?, ?, ?, ?, ?)",
+                (window.number, window.version, window.round, window.step, *place(AGGREGATE)),
             )
             base.executemany(
-                "INSERT INTO participant VALUES (?, ?, ?, ?, ?)",
-                [(window.number, p.site, p.weight, p.norm, p.status) for p in window.participants],
-            )
-            base.executemany(
-                "INSERT INTO record VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO participant VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (window.number, site, place.file, place.offset, place.length)
-                    for site, place in places.items()
+                    (
+                        window.number, numbers[p.site], p.weight, p.norm,
+                        STATUSES.index(p.status), *place(p.site),
+                    )
+                    for p in window.participants
                 ],
-            )
+            )  # fmt: skip
 
     # ---- reading --------------------------------------------------------------------
 
@@ -185,19 +168,27 @@ class DiskStore(UpdateStore):
         """See :meth:`UpdateStore.windows`."""
         numbers = self._rows("SELECT number, version, round, step FROM window ORDER BY number")
         for number, version, round_, step in numbers:
-            rows = self._rows(
-                "SELECT site, weight, norm, status FROM participant WHERE window = ? ORDER BY site",
-                (number,),
+            participants = tuple(
+                Participant(site, weight, norm, STATUSES[status])
+                for site, weight, norm, status in self._rows(schema.PARTICIPANTS, [number])
             )
-            participants = tuple(Participant(*row) for row in rows)
             yield Window(number, version, round_, step, participants)
 
     def record(self, number: int, site: str) -> bytes | None:
         """See :meth:`UpdateStore.record`."""
-        rows = self._rows(
-            "SELECT file, offset, length FROM record WHERE window = ? AND site = ?", (number, site)
-        )
-        return self.segments.read(Place(*rows[0])) if rows else None
+        if site == AGGREGATE:
+            rows = self._rows(schema.PLACE_OF_AGGREGATE, [number])
+        else:
+            rows = self._rows(schema.PLACE, [number, site])
+        if not rows:
+            return None
+        return self.segments.read(Place(Segments.file_of(site, number), *rows[0]))
+
+    def standing(self, site: str) -> Standing:
+        """See :meth:`UpdateStore.standing`."""
+        if site == AGGREGATE:
+            return Standing(*self._rows(schema.STANDING_OF_AGGREGATES)[0])
+        return Standing(*self._rows(schema.STANDING, [site])[0])
 
     def bytes_stored(self) -> int:
         """See :meth:`UpdateStore.bytes_stored`: the sizes of all its files but the spool's."""
@@ -219,13 +210,13 @@ class DiskStore(UpdateStore):
         """
         if site == AGGREGATE:
             raise HistoryError("a client without a name cannot be deleted")
-        return self._delete(_OF_CLIENT, _MARK_PURGED, {"site": site})
+        return self._delete(schema.OF_CLIENT, schema.MARK_PURGED, {"site": site})
 
     def retain(self, windows: int) -> list[Deletion]:
         """See :meth:`UpdateStore.retain`; a file goes once all its windows do."""
         if windows < 1:
             raise HistoryError(f"a history of {windows} windows cannot be kept; keep at least 1")
-        return self._delete(_OLD, _MARK_RETIRED, {"windows": windows})
+        return self._delete(schema.OLD, schema.MARK_RETIRED, {"windows": windows})
 
     def _delete(self, which: str, mark: str, values: dict[str, Any]) -> list[Deletion]:
         """Take records out of the index for good, then delete files nobody needs any more."""
@@ -233,14 +224,16 @@ class DiskStore(UpdateStore):
         with self._guard, transaction(self._database) as base:
             rows = base.execute(which, values).fetchall()
             base.executemany(
-                "DELETE FROM record WHERE window = ? AND site = ?",
-                [(window, site) for window, _, site, _, _ in rows],
+                schema.DROP_RECORD, [(window, site) for window, _, site, _ in rows if site]
+            )
+            base.executemany(
+                schema.DROP_AGGREGATE, [(window,) for window, _, site, _ in rows if not site]
             )
             base.execute(mark, values)
         self._clean()
         return [
-            Deletion(window, round_, site, length, f"records/{file}")
-            for window, round_, site, length, file in rows
+            Deletion(window, round_, site, length, f"records/{Segments.file_of(site, window)}")
+            for window, round_, site, length in rows
         ]
 
     def truncate(self, version: int) -> int:
@@ -294,6 +287,7 @@ class _DiskWriter(WindowWriter):
     def __init__(self, store: DiskStore, number: int) -> None:
         self._store = store
         self.number = number
+        self._ends = store.ends(number)
         self._places: dict[str, Place] = {}
 
     def write(self, site: str, record: bytes) -> None:
@@ -301,7 +295,7 @@ class _DiskWriter(WindowWriter):
             raise RecordError(f"window {self.number} has a record of {site!r} already")
         file = Segments.file_of(site, self.number)
         self._store.being_written.add(file)
-        place = self._store.segments.append(file, self._store.end_of(file), record)
+        place = self._store.segments.append(file, self._ends.get(site, 0), record)
         self._places[site] = place
 
     def commit(self, window: Window) -> None:

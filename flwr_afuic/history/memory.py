@@ -17,6 +17,7 @@ from flwr_afuic.history.store import (
     AGGREGATE,
     Deletion,
     Participant,
+    Standing,
     Status,
     UpdateStore,
     Window,
@@ -52,6 +53,11 @@ class MemoryStore(UpdateStore):
     def record(self, number: int, site: str) -> bytes | None:
         """See :meth:`UpdateStore.record`."""
         return self._records.get((number, site))
+
+    def standing(self, site: str) -> Standing:
+        """See :meth:`UpdateStore.standing`."""
+        sizes = {number: len(data) for (number, s), data in self._records.items() if s == site}
+        return Standing(len(sizes), sum(sizes.values()), max(sizes, default=None))
 
     def bytes_stored(self) -> int:
         """See :meth:`UpdateStore.bytes_stored`; the records alone."""

@@ -18,6 +18,7 @@ from flwr_afuic.history.packing import Reader, pack_number, pack_signed
 _WIDEST = 2048
 _BULK = 1024
 _MOST_ESCAPES = 32
+_MOST_SHIFT = 23  # the coder counts to 2**24
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class RangeReader(SymbolReader):
             number, flags, shift = reader.take(3)
             half = bool(flags & 1) or bool(shift)
             model = read_model(reader, 0.5 if half else 0.0)
-            if shift > 30:
+            if shift > _MOST_SHIFT:
                 raise RecordError(f"a symbol group is shifted by {shift} bits; it is damaged")
             self._groups[number] = _Group(model, shift, bool(flags & 2))
         self._escaped: Iterator[int] = iter([reader.signed() for _ in range(reader.number())])

@@ -7,6 +7,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from flwr_afuic.history.dither import KEY_BYTES
 from flwr_afuic.history.packing import Reader, pack_number
 
 MAGIC = b"AFUH"
-VERSION = 1
+VERSION = 2
+"""Since 2, tensors have families, and may say that their deviation is the last tensor's."""
+
+READABLE = (1, 2)
 _FIXED = struct.Struct("<BBBf")
 _CHECKSUMS = struct.Struct("<II")
 _DTYPES = {"float16": 1, "float32": 2, "float64": 3}
 _DTYPE_NAMES = {code: name for name, code in _DTYPES.items()}
+_DTYPE, _FAMILY, _SAME, _WHOLE = 0x07, 0x38, 0x40, 0x80  # bits of a tensor's first byte
 _MOST_TENSORS = 1_000_000
 _MOST_ENTRIES = 2**40
 
@@ -38,16 +43,19 @@ class TensorHead:
     dtype : str
         The dtype of the model's array; decoded values are float32.
     std : float
-        Standard deviation about zero of what is stored; the lattice's step is ``c * std``.
-        Zero for a tensor of zeros.
+        Standard deviation that the lattice's step ``c * std`` is measured in. Zero for a tensor
+        of zeros.
     whole : bool
         Whether every entry is stored, so that the mask does not cover it.
+    family : int
+        Tensors of one family share symbol models, 0 to 7.
     """
 
     shape: tuple[int, ...]
     dtype: str
     std: float
     whole: bool
+    family: int = 0
 
     @property
     def size(self) -> int:
@@ -108,11 +116,16 @@ def pack_record(head: RecordHead, payload: bytes) -> bytes:
         pack_number(head.kept),
         pack_number(len(head.tensors)),
     ]
+    last = None
     for tensor in head.tensors:
-        parts.append(bytes([_DTYPES[tensor.dtype] | tensor.whole << 7]))
+        same = tensor.std == last
+        flags = tensor.family << 3 | _SAME * same | _WHOLE * tensor.whole
+        parts.append(bytes([_DTYPES[tensor.dtype] | flags]))
         parts.append(pack_number(len(tensor.shape)))
         parts += [pack_number(extent) for extent in tensor.shape]
-        parts.append(struct.pack("<f", tensor.std))
+        if not same:
+            parts.append(struct.pack("<f", tensor.std))
+        last = tensor.std
     parts.append(payload)
     body = b"".join(parts) + struct.pack("<I", head.symbols)
     return body + struct.pack("<I", zlib.crc32(body))
@@ -128,10 +141,10 @@ def unpack_record(data: bytes) -> tuple[RecordHead, bytes]:
     """
     if data[: len(MAGIC)] != MAGIC:
         raise RecordError(f"{len(data)} bytes that begin {data[:8]!r} are no record of an update")
-    if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
+    if len(data) > len(MAGIC) and data[len(MAGIC)] not in READABLE:
         raise RecordError(
-            f"the record has format {data[len(MAGIC)]} and this version reads {VERSION}; "
-            "use a newer flwr-afuic"
+            f"the record has format {data[len(MAGIC)]} and this version reads "
+            f"{' and '.join(map(str, READABLE))}; use a newer flwr-afuic"
         )
     body_end = len(data) - _CHECKSUMS.size
     if body_end < len(MAGIC) + 1 + _FIXED.size + KEY_BYTES:
@@ -144,18 +157,21 @@ def unpack_record(data: bytes) -> tuple[RecordHead, bytes]:
     key, kept, count = reader.take(KEY_BYTES), reader.number(), reader.number()
     if count > _MOST_TENSORS:
         raise RecordError(f"the record claims {count} tensors; it is damaged")
-    tensors = tuple(_tensor(reader) for _ in range(count))
-    head = RecordHead(lattice, coder, mask, step, key, kept, tensors, symbols)
+    tensors: list[TensorHead] = []
+    for _ in range(count):
+        tensors.append(_tensor(reader, tensors[-1].std if tensors else math.nan))
+    head = RecordHead(lattice, coder, mask, step, key, kept, tuple(tensors), symbols)
     return head, reader.take(reader.left)
 
 
-def _tensor(reader: Reader) -> TensorHead:
+def _tensor(reader: Reader, last: float) -> TensorHead:
     kind = reader.take(1)[0]
     shape = tuple(reader.number() for _ in range(reader.number()))
-    (std,) = struct.unpack("<f", reader.take(4))
-    if kind & 0x7F not in _DTYPE_NAMES:
-        raise RecordError(f"the record names dtype {kind & 0x7F}, which this version does not know")
-    tensor = TensorHead(shape, _DTYPE_NAMES[kind & 0x7F], std, bool(kind >> 7))
-    if not (0 <= std < float("inf")) or max(shape, default=0) > _MOST_ENTRIES:
+    std = last if kind & _SAME else struct.unpack("<f", reader.take(4))[0]
+    dtype = _DTYPE_NAMES.get(kind & _DTYPE)
+    if dtype is None:
+        raise RecordError(f"the record names dtype {kind & _DTYPE}, unknown to this version")
+    tensor = TensorHead(shape, dtype, std, bool(kind & _WHOLE), (kind & _FAMILY) >> 3)
+    if not (0 <= std < math.inf) or max(shape, default=0) > _MOST_ENTRIES:
         raise RecordError(f"the record holds a tensor {shape} of deviation {std}; it is damaged")
     return tensor

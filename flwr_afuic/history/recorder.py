@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.errors import ConfigError, HistoryError
-from flwr_afuic.history.codec import CodecSettings, encode_update
-from flwr_afuic.history.sparsify import Threshold, UserSparsification
+from flwr_afuic.history.codec import CodecSettings
+from flwr_afuic.history.encoder import RecordEncoder
+from flwr_afuic.history.sparsify import UserSparsification
 from flwr_afuic.history.spool import Spool, Sum, UnreadableError
 from flwr_afuic.history.store import (
     AGGREGATE,
@@ -54,9 +55,7 @@ class RecorderSettings:
     """
 
     codec: CodecSettings = field(default_factory=CodecSettings)
-    aggregate: CodecSettings | None = field(
-        default_factory=lambda: CodecSettings(threshold=Threshold("none"))
-    )
+    aggregate: CodecSettings | None = field(default_factory=CodecSettings)
     users: UserSparsification = field(default_factory=UserSparsification)
     min_sites: int = 2
     max_merges: int = 100
@@ -89,6 +88,9 @@ class Recorder:
         self.store = store
         self.settings = settings or RecorderSettings()
         self._spool = Spool(store)
+        aggregate = self.settings.aggregate
+        self._encoder = RecordEncoder(store, self.settings.codec)
+        self._of_aggregates = RecordEncoder(store, aggregate) if aggregate else None
 
     @property
     def open_sites(self) -> list[str]:
@@ -172,6 +174,9 @@ class Recorder:
         self._spool.merges = [m for m in self._spool.merges if m.version <= version]
         self._spool.waiting = []
         self._spool.settle()
+        self._encoder.forget()
+        if self._of_aggregates is not None:
+            self._of_aggregates.forget()
         return self.store.truncate(version)
 
     def purge(self, site: str) -> list[Deletion]:
@@ -179,6 +184,7 @@ class Recorder:
         self.withdraw(site)
         if site in self.open_sites:
             self.close(purge=site)
+        self._encoder.forget(site)
         return self.store.delete_client(site)
 
     def close(self, *, purge: str = "") -> Window | None:
@@ -210,8 +216,8 @@ class Recorder:
         with self.store.begin() as writer:
             left = [site for site in sites if site not in statuses]
             norms = self._write(writer, left, deviation, statuses)
-            if self.settings.aggregate and len(lost) < len(sites) and not (alone and purge):
-                self._encode(writer, AGGREGATE, aggregate, self.settings.aggregate, 1.0)
+            if self._of_aggregates and len(lost) < len(sites) and not (alone and purge):
+                self._encode(writer, AGGREGATE, aggregate, self._of_aggregates)
             participants = tuple(
                 Participant(site, self._spool.weight(site), norms.get(site, 0.0), statuses[site])
                 for site in sites
@@ -261,18 +267,22 @@ class Recorder:
                 update = deviation(site)
                 norms[site] = _norm(update)
                 if norms[site]:
-                    self._encode(writer, site, update, self.settings.codec, factors[site])
+                    self._encode(writer, site, update, self._encoder, factors[site])
             drawn: Status = "stored" if site in factors else "not-drawn"
             statuses[site] = drawn if norms[site] else "zero"
         return norms
 
     def _encode(
-        self, writer: WindowWriter, site: str, update: Sum, codec: CodecSettings, factor: float
+        self,
+        writer: WindowWriter,
+        site: str,
+        update: Sum,
+        encoder: RecordEncoder,
+        factor: float = 1.0,
     ) -> None:
         dtypes = [dtype for _, dtype in self.store.layout or ()]
         arrays = [part.astype(dtype) for part, dtype in zip(update, dtypes, strict=True)]
-        key = self.store.key(writer.number, site)
-        writer.write(site, encode_update(arrays, codec, key, factor=factor))
+        writer.write(site, encoder.encode(writer.number, site, arrays, factor=factor))
 
 
 def _norm(arrays: Sum) -> float:

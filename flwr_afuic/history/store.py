@@ -111,6 +111,15 @@ class Deletion:
     file: str
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What is stored of a site: records, their bytes, and the newest one's window."""
+
+    records: int
+    bytes: int
+    newest: int | None
+
+
 class WindowWriter(ABC):
     """Takes the records of one window, which exists once :meth:`commit` has returned.
 
@@ -178,6 +187,10 @@ class UpdateStore(ABC):
         RecordError
             If it should be there and cannot be read.
         """
+
+    @abstractmethod
+    def standing(self, site: str) -> Standing:
+        """Return what is stored of a site, or of aggregates."""
 
     @abstractmethod
     def bytes_stored(self) -> int:

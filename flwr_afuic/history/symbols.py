@@ -20,6 +20,7 @@ from flwr_afuic.history.lattices import Lattice, Points
 
 _COSETS = 0
 _FLOORS = 1  # and the next: axis by axis, coset by coset
+_GROUPS = 32  # numbers of groups of a family of points; masks use some of the first family's
 
 
 def _groups(lattice: Lattice, coset: int) -> list[tuple[int, list[int]]]:
@@ -48,38 +49,55 @@ def _coset_blocks(
         yield coset, np.flatnonzero(cosets == coset)
 
 
-def write_points(points: Points, lattice: Lattice, writer: SymbolWriter) -> None:
-    """Hand lattice points to an entropy coder."""
+def write_points(
+    points: Points, lattice: Lattice, writer: SymbolWriter, *, family: int = 0
+) -> None:
+    """Hand lattice points to an entropy coder.
+
+    Parameters
+    ----------
+    points : Points
+        The points.
+    lattice : Lattice
+        Their lattice.
+    writer : SymbolWriter
+        Where to.
+    family : int
+        Points of another family, 0 to 7, have symbol models of their own.
+    """
+    base = _GROUPS * family
     if lattice.dimension > 1:
-        writer.write(_COSETS, points.cosets)
+        writer.write(base + _COSETS, points.cosets)
     for coset, blocks in _coset_blocks(lattice, points.cosets):
         floors = points.floors[:, blocks]
         center = 0.5 * coset
         for group, axes in _groups(lattice, coset):
-            writer.write(group, floors[axes[0] : axes[-1] + 1], center=center)
+            writer.write(base + group, floors[axes[0] : axes[-1] + 1], center=center)
         if lattice.name == "E8":
             for parity, part in enumerate(_parities(lattice, floors)):
                 writer.write(
-                    _FLOORS + coset, floors[-1, part], center=center, modulus=2, residue=parity
-                )
+                    base + _FLOORS + coset, floors[-1, part], center=center, modulus=2,
+                    residue=parity,
+                )  # fmt: skip
 
 
-def read_points(blocks: int, lattice: Lattice, reader: SymbolReader) -> Points:
-    """Take ``blocks`` lattice points back from an entropy decoder."""
+def read_points(blocks: int, lattice: Lattice, reader: SymbolReader, *, family: int = 0) -> Points:
+    """Take ``blocks`` lattice points of a family back from an entropy decoder."""
+    base = _GROUPS * family
     cosets = np.zeros(blocks, dtype=np.bool_)
     if lattice.dimension > 1:
-        cosets = reader.read(_COSETS, blocks).astype(np.bool_)
+        cosets = reader.read(base + _COSETS, blocks).astype(np.bool_)
     result = np.empty((lattice.dimension, blocks), dtype=np.int32)
     for coset, places in _coset_blocks(lattice, cosets):
         count = blocks if isinstance(places, slice) else len(places)
         floors = np.empty((lattice.dimension, count), dtype=np.int32)
         for group, axes in _groups(lattice, coset):
-            symbols = reader.read(group, count * len(axes))
+            symbols = reader.read(base + group, count * len(axes))
             floors[axes[0] : axes[-1] + 1] = symbols.reshape(len(axes), count)
         if lattice.name == "E8":
             for parity, part in enumerate(_parities(lattice, floors)):
                 floors[-1, part] = reader.read(
-                    _FLOORS + coset, len(part), modulus=2, residue=parity
+                    base + _FLOORS + coset, len(part), modulus=2, residue=parity
                 )
         result[:, places] = floors
     return Points(cosets, result)

@@ -25,6 +25,7 @@ def connect(
     *,
     error: type[AfuicError],
     application: int = 0,
+    page_size: int = 0,
 ) -> sqlite3.Connection:
     """Open a database, making or upgrading it as needed.
 
@@ -43,6 +44,8 @@ def connect(
     application : int
         Marks whose file it is (``PRAGMA application_id``), so that no two kinds of file
         are taken for each other; 0 for files that carry no mark.
+    page_size : int
+        Bytes of a page of a new file; 0 for SQLite's own choice. A file that exists keeps its own.
 
     Raises
     ------
@@ -60,6 +63,8 @@ def connect(
         )
         connection.text_factory = readable
         _check_kind(connection, path, error, application)
+        if page_size:
+            connection.execute(f"PRAGMA page_size = {page_size:d}")
         _set_pragmas(connection)
         _migrate(connection, path, migrations, error, application)
     except (sqlite3.Error, OSError) as cause:

@@ -13,7 +13,6 @@ from flwr_afuic.history.diagnosis import diagnose
 from flwr_afuic.history.lattices import LATTICES
 from flwr_afuic.history.memory import MemoryStore
 from flwr_afuic.history.recorder import RecorderSettings
-from flwr_afuic.history.sparsify import Threshold
 from flwr_afuic.history.unlearn import unlearn
 
 from .federations import Convex, Vector, logistic_sites, record, train
@@ -49,7 +48,8 @@ def test_the_error_of_quantisation_adds_up_as_bounded(
 ) -> None:
     """E||w'' - w*||^2 = ||w' - w*||^2 + sum_j sigma_j^2 / (U - 1)^2, with equality [D]."""
     trained, retrained = quadratic
-    settings = RecorderSettings(CodecSettings(lattice, step, Threshold("none")), aggregate=None)
+    codec = CodecSettings(lattice, step, unit="tensor", hold=0.0)
+    settings = RecorderSettings(codec, aggregate=None)
     exact = np.zeros(SIZE)
     variance = 0.0
     for updates in trained.updates:

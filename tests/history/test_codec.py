@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import replace
@@ -17,6 +18,7 @@ from flwr_afuic.history.codec import CodecSettings, decode_record, encode_update
 from flwr_afuic.history.dither import dither_key
 from flwr_afuic.history.lattices import LATTICES
 from flwr_afuic.history.record import RecordHead, TensorHead, pack_record, unpack_record
+from flwr_afuic.history.scales import families
 from flwr_afuic.history.sparsify import Threshold
 
 KEY = dither_key(0, 3, "hospital-1")
@@ -46,7 +48,7 @@ def resealed(data: bytes) -> bytes:
 @pytest.mark.parametrize("threshold", [WHOLE, Threshold("std", 1.0, whole_below=20)])
 def test_what_comes_back(lattice: str, coder: str, threshold: Threshold) -> None:
     arrays = update()
-    settings_ = CodecSettings(lattice, 0.1, threshold, coder)
+    settings_ = CodecSettings(lattice, 0.1, threshold, unit="tensor", coder=coder)
     record = decode_record(encode_update(arrays, settings_, KEY), key=KEY)
     assert [a.shape for a in record.arrays] == SHAPES
     for array, back, head in zip(arrays, record.arrays, record.head.tensors, strict=True):
@@ -91,11 +93,10 @@ def test_any_update_survives(
     record = decode_record(data, key=KEY)
     assert [a.shape for a in record.arrays] == shapes
     assert [t.dtype for t in record.head.tensors] == [dtype] * len(shapes)
-    for array, back in zip(arrays, record.arrays, strict=True):
+    for array, back, head in zip(arrays, record.arrays, record.head.tensors, strict=True):
         if array.size:
-            std = np.sqrt((array.astype(np.float64) ** 2).mean())
             stored = back != 0
-            bound = step * std * 1.001 + 1e-6 * np.abs(array.astype(np.float64)).max()
+            bound = step * head.std * 1.001 + 1e-6 * np.abs(array.astype(np.float64)).max()
             assert np.all(np.abs(back - array)[stored] <= bound)
 
 
@@ -141,10 +142,54 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_bytes_at_the_default_setting() -> None:
-    """Golden: about ninety times less than float32 for a Gaussian tensor."""
+    """Golden, for a Gaussian tensor; later records of a site are held and rationed."""
     values = np.random.default_rng(1).normal(size=400_000).astype(np.float32)
     data = encode_update([values], CodecSettings(), KEY)
-    assert 8 * len(data) / len(values) == pytest.approx(0.363, abs=0.01)
+    assert 8 * len(data) / len(values) == pytest.approx(2.280, abs=0.01)
+    cut = encode_update([values], CodecSettings(step=1.0, threshold=Threshold()), KEY)
+    assert 8 * len(cut) / len(values) == pytest.approx(0.363, abs=0.01)
+
+
+FIRST_FORMAT = bytes.fromhex(
+    "41465548010301110000803e000102030405060708090a0b0c0d0e0f0502020203049f3c5f3f8201010000003f"
+    "03110000000008ff000000000000df0000000200010000000d0ecaca00ca000000ff000000cacaca007db7ee69"
+    "e95f9034931c182f45121134"
+)
+
+
+def test_a_record_of_the_first_format_is_read() -> None:
+    record = decode_record(FIRST_FORMAT, key=bytes(range(16)))
+    first, second = record.arrays
+    expected = [[-1.5335017, -1.3194239, -0.9357021, 0], [0] * 4, [0, 0, 0.9979360, 1.2743626]]
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+    np.testing.assert_allclose(second, [0.4772991], atol=1e-6)
+
+
+def test_families_have_symbol_models_of_their_own() -> None:
+    """Tensors of one unit and unlike spread take fewer bytes than under one model."""
+    rng = np.random.default_rng(1)
+    arrays = [(s * rng.normal(size=20_000)).astype(np.float32) for s in (1.0, 0.04, 0.04, 0.04)]
+    data = encode_update(arrays, CodecSettings(), KEY)
+    record = decode_record(data)
+    assert [t.family for t in record.head.tensors] == [0, 5, 5, 5]
+    assert len({t.std for t in record.head.tensors}) == 1
+    for array, back, head in zip(arrays, record.arrays, record.head.tensors, strict=True):
+        assert np.abs(back - array).max() <= 0.9001 * head.std
+    mixed = [np.stack(arrays, axis=1).reshape(-1)]
+    assert len(data) < 0.9 * len(encode_update(mixed, CodecSettings(), KEY))
+
+
+@pytest.mark.parametrize(("ratios", "sizes", "expected"), [
+    ([1.0, 1.3, 2.1, 8.0], [2000] * 4, [1, 1, 2, 4]),
+    ([1.0, 2.1, 8.0], [2000, 100, 2000], [1, 1, 4]),
+    ([0.01, 1e9, math.inf], [2000, 2000, 0], [0, 7, 0]),
+    ([4.0, 8.0], [10, 10], [0, 0]),
+    ([], [], []),
+])  # fmt: skip
+def test_which_family_a_tensor_belongs_to(
+    ratios: list[float], sizes: list[int], expected: list[int]
+) -> None:
+    assert families(ratios, sizes) == expected
 
 
 # ---- what is refused ----------------------------------------------------------------

@@ -17,8 +17,9 @@ import pytest
 from flwr_afuic.errors import HistoryError, RecordError
 from flwr_afuic.history.disk import DiskStore
 from flwr_afuic.history.memory import MemoryStore
+from flwr_afuic.history.schema import APPLICATION, MIGRATIONS, STATUSES
 from flwr_afuic.history.segments import WINDOWS_PER_FILE
-from flwr_afuic.history.store import AGGREGATE, Participant, UpdateStore, Window
+from flwr_afuic.history.store import AGGREGATE, Participant, Standing, UpdateStore, Window
 
 ODD = "../Ünïcode hospital: 'x'; DROP TABLE record; --/\\?*"
 
@@ -74,6 +75,16 @@ class StoreContract:
         assert store.aggregate(1) == b"aggregate"
         assert store.aggregate(2) is None
         assert store.bytes_stored() >= 5000 + 3 + 9
+
+    def test_what_is_stored_of_a_site(self, store: UpdateStore) -> None:
+        assert store.standing("a") == Standing(0, 0, None) == store.standing(AGGREGATE)
+        put(store, {"a": b"first", "b": b"x"}, aggregate=b"mean")
+        put(store, {"a": b"second", "b": b"x"}, aggregate=None)
+        put(store, {"b": b"x", "c": b"y"}, aggregate=None)
+        assert store.standing("a") == Standing(2, 11, 2)
+        assert store.standing(AGGREGATE) == Standing(1, 4, 1)
+        store.delete_client("a")
+        assert store.standing("a") == Standing(0, 0, None)
 
     def test_a_window_that_is_not_committed_is_none(self, store: UpdateStore) -> None:
         with store.begin() as writer:
@@ -431,3 +442,72 @@ def test_only_the_owner_can_read(tmp_path: Path) -> None:
         store.put_arrays("w", [np.ones(3)])
         for path in [tmp_path / "h", *(tmp_path / "h").rglob("*")]:
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_index_is_small(tmp_path: Path) -> None:
+    """At models of some thousand parameters the index would else outweigh the records."""
+    sites = {f"hospital-{number}": b"." * 3000 for number in range(6)}
+    with DiskStore(tmp_path) as store:
+        store.check_layout([np.zeros((64, 32, 3, 3), np.float32)] * 14)
+        for _ in range(12):
+            put(store, sites, aggregate=b"." * 3000)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    records = sum(path.stat().st_size for path in files if path.suffix == ".records")
+    assert records == 12 * 7 * 3000
+    assert sum(path.stat().st_size for path in files) - records < 12 * 6 * 120
+
+
+FIRST_SCHEMA = """
+INSERT INTO setting VALUES ('seed', '7'), ('layout', '[[[2], "float32"]]');
+INSERT INTO window VALUES (1, 1, 1, 2.5), (2, 2, 1, 1.5), (16, 3, 2, 0.5);
+INSERT INTO participant VALUES (1, 'a', 0.25, 1.0, 'stored'), (1, 'b', 0.75, 2.0, 'not-drawn'),
+    (2, 'a', 0.5, 1.0, 'stored'), (2, 'c', 0.5, 0.0, 'zero'),
+    (16, 'b', 0.5, 1.0, 'stored'), (16, 'c', 0.5, 1.0, 'purged');
+INSERT INTO record VALUES (1, 'a', '{a}', 0, 3), (1, '', '{all}', 0, 3), (2, 'a', '{a}', 3, 4),
+    (16, 'b', '{b}', 0, 2);
+"""
+
+
+def test_a_history_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    file_of = DiskStore(tmp_path / "any").segments.file_of
+    names = {"a": file_of("a", 1), "all": file_of("", 1), "b": file_of("b", 16)}
+    for key, data in {"a": b"one" + b"four", "all": b"all", "b": b"16"}.items():
+        path = tmp_path / "old" / "records" / names[key]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    with sqlite3.connect(tmp_path / "old" / "history.sqlite") as base:
+        base.executescript(MIGRATIONS[0] + FIRST_SCHEMA.format(**names))
+        base.execute(f"PRAGMA application_id = {APPLICATION}")
+        base.execute("PRAGMA user_version = 1")
+    with DiskStore(tmp_path / "old") as store:
+        assert store.get("seed") == 7
+        found = {w.number: w for w in store.windows()}
+        assert (found[1].round, found[16].round, found[16].step) == (1, 2, 0.5)
+        assert [(p.site, p.weight, p.status) for p in found[1].participants] == [
+            ("a", 0.25, "stored"), ("b", 0.75, "not-drawn")
+        ]  # fmt: skip
+        assert [p.status for p in found[2].participants] == ["stored", "zero"]
+        assert [p.status for p in found[16].participants] == ["stored", "purged"]
+        assert [store.record(n, "a") for n in (1, 2, 16)] == [b"one", b"four", None]
+        assert (store.aggregate(1), store.aggregate(2)) == (b"all", None)
+        assert store.standing("a") == Standing(2, 7, 2)
+        put(store, {"a": b"new", "d": b"x"})
+        assert (store.record(16, "b"), store.record(17, "a")) == (b"16", b"new")
+        assert {d.window for d in store.delete_client("a")} == {1, 2, 17}
+
+
+def test_statuses_keep_their_numbers() -> None:
+    assert STATUSES == ("stored", "not-drawn", "zero", "lost", "purged", "retired")
+
+
+def test_pages_that_deletions_left_empty_are_given_back(tmp_path: Path) -> None:
+    index = tmp_path / "history.sqlite"
+    with DiskStore(tmp_path) as store:
+        for _ in range(60):
+            put(store, {f"site-{number}": b"x" for number in range(8)})
+    before = index.stat().st_size
+    with DiskStore(tmp_path) as store:
+        store.truncate(5)
+    with DiskStore(tmp_path) as store:
+        assert len(list(store.windows())) == 5
+    assert index.stat().st_size < before / 2

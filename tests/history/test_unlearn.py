@@ -18,7 +18,7 @@ from flwr_afuic.history.disk import DiskStore
 from flwr_afuic.history.memory import MemoryStore
 from flwr_afuic.history.recorder import Recorder, RecorderSettings
 from flwr_afuic.history.sealed import seal
-from flwr_afuic.history.sparsify import Threshold, UserSparsification
+from flwr_afuic.history.sparsify import UserSparsification
 from flwr_afuic.history.store import UpdateStore
 from flwr_afuic.history.unlearn import unlearn
 
@@ -374,7 +374,7 @@ def test_the_last_sites_of_a_round_after_an_earlier_deletion(store: MemoryStore)
 def test_memory_does_not_grow_with_the_history(tmp_path: Path) -> None:
     size = 60_000
     rng = np.random.default_rng(1)
-    codec = RecorderSettings(codec=CodecSettings(threshold=Threshold("none"), step=0.1))
+    codec = RecorderSettings(codec=CodecSettings(step=0.1, budget=0.0))
     peaks = []
     with DiskStore(tmp_path) as store:
         recorder = Recorder(store, codec)
