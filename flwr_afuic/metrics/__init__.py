@@ -22,10 +22,16 @@ from flwr_afuic.metrics.latency import (
     stall_seconds,
     time_to_forget,
 )
+from flwr_afuic.metrics.leakage import (
+    label_from_gradient,
+    peak_signal_to_noise,
+    structural_similarity,
+)
 from flwr_afuic.metrics.membership import (
     attack_auc,
     likelihood_ratio_scores,
     membership_auc,
+    modified_entropy,
     tpr_at_fpr,
 )
 from flwr_afuic.metrics.progress import lost_progress
@@ -55,11 +61,14 @@ __all__ = [
     "gaps",
     "jensen_shannon_divergence",
     "jensen_shannon_per_sample",
+    "label_from_gradient",
     "likelihood_ratio_scores",
     "lost_progress",
     "membership_auc",
     "merge_dip",
+    "modified_entropy",
     "parameter_distance_ratio",
+    "peak_signal_to_noise",
     "recall",
     "relearn_ratio",
     "relearn_rounds",
@@ -69,6 +78,7 @@ __all__ = [
     "score_gap",
     "stall_by_site",
     "stall_seconds",
+    "structural_similarity",
     "time_to_forget",
     "tpr_at_fpr",
 ]

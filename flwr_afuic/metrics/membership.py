@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flwr_afuic.errors import ConfigError
-from flwr_afuic.metrics._checks import FloatArray, finite_array, same_shape, share
+from flwr_afuic.metrics._checks import (
+    FloatArray,
+    class_labels,
+    finite_array,
+    probabilities,
+    same_shape,
+    share,
+)
 from flwr_afuic.metrics.classification import rank_auc
 
 # A loss of 0 has infinite log-odds. float32 losses are not resolved below about this.
 _LOSS_FLOOR = 1e-7
 _STD_FLOOR = 1e-6
+_SMALLEST = 1e-12
 
 
 def membership_auc(member_losses: ArrayLike, nonmember_losses: ArrayLike) -> float:
@@ -74,6 +82,46 @@ def attack_auc(member_scores: ArrayLike, nonmember_scores: ArrayLike) -> float:
     members = finite_array(member_scores, "member_scores", ndim=1)
     others = finite_array(nonmember_scores, "nonmember_scores", ndim=1)
     return rank_auc(members, others)
+
+
+def modified_entropy(predictions: ArrayLike, labels: ArrayLike) -> FloatArray:
+    """Modified prediction entropy of every sample (Song and Mittal 2021, Eq. 8): low for members.
+
+    ``-(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i)``, in nats. Unlike the entropy it
+    knows the label: confident and right is 0, confident and wrong is large. Wrong classes enter
+    with ``log(1 - p_i)``; with ``log p_i``, as some code has it, confident mistakes would look
+    like membership.
+
+    Parameters
+    ----------
+    predictions : array, shape (n, C)
+        Predicted probabilities.
+    labels : array of int, shape (n,)
+
+    Returns
+    -------
+    array of float64, shape (n,)
+        Zero or more; probabilities below 1e-12 count as that. Feed to `membership_auc`.
+
+    Raises
+    ------
+    ConfigError
+        If shapes do not fit, rows are no probabilities, or a label is no class.
+
+    Examples
+    --------
+    >>> modified_entropy([[1.0, 0.0], [0.5, 0.5]], [0, 0]).round(4).tolist()
+    [0.0, 0.6931]
+    """
+    p = probabilities(predictions, "predictions")
+    y = class_labels(labels, "labels", p.shape[1])
+    if len(y) != len(p):
+        raise ConfigError(f"{len(p)} predictions and {len(y)} labels; pass one label for each")
+    rows = np.arange(len(y))
+    wrong = -p * np.log(np.maximum(1.0 - p, _SMALLEST))
+    own = p[rows, y]
+    wrong[rows, y] = -(1.0 - own) * np.log(np.maximum(own, _SMALLEST))
+    return np.asarray(wrong.sum(axis=1), dtype=np.float64)
 
 
 def tpr_at_fpr(member_scores: ArrayLike, nonmember_scores: ArrayLike, fpr: float = 0.01) -> float:

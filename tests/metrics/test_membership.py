@@ -6,7 +6,13 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from flwr_afuic.errors import ConfigError
-from flwr_afuic.metrics import attack_auc, likelihood_ratio_scores, membership_auc, tpr_at_fpr
+from flwr_afuic.metrics import (
+    attack_auc,
+    likelihood_ratio_scores,
+    membership_auc,
+    modified_entropy,
+    tpr_at_fpr,
+)
 
 small = st.lists(st.integers(0, 6).map(lambda v: v / 2), min_size=1, max_size=30)
 
@@ -37,6 +43,22 @@ def test_false_positive_rate_survives_binary_fractions():
     # .29 * 100 is 28.999999999999996: 29 of 100 may be accused all the same.
     assert tpr_at_fpr([70.5], np.arange(100), fpr=0.29) == 1.0
     assert tpr_at_fpr([69.5], np.arange(100), fpr=0.29) == 0.0
+
+
+def test_modified_entropy_by_hand():
+    p = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
+    right = -0.3 * np.log(0.7) - 0.2 * np.log(0.8) - 0.1 * np.log(0.9)
+    wrong = -0.9 * np.log(0.1) - 0.7 * np.log(0.3) - 0.2 * np.log(0.8)
+    found = modified_entropy(p, [0, 2, 0])
+    assert found[:2] == pytest.approx([right, wrong])
+    # Sure and wrong: the most there is, where log p instead of log(1 - p) would give 0.
+    assert found[2] == pytest.approx(2 * -np.log(1e-12))
+
+
+def test_modified_entropy_of_two_classes_is_twice_the_wrong_ones_share_of_the_loss():
+    p = np.random.default_rng(0).dirichlet([1, 1], 50)
+    expected = -2 * p[:, 1] * np.log(p[:, 0])
+    np.testing.assert_allclose(modified_entropy(p, np.zeros(50, int)), expected)
 
 
 def log_odds(loss):
@@ -119,6 +141,8 @@ FLAGS = [[True], [False]]
         (lambda: membership_auc([1.0], [np.nan]), "nonmember_losses holds 1 NaN"),
         (lambda: attack_auc([[1.0]], [1.0]), "1 axes"),
         (lambda: tpr_at_fpr([1.0], [1.0], 1.5), "fpr is 1.5"),
+        (lambda: modified_entropy([[0.5, 0.5]], [0, 1]), "1 predictions and 2 labels"),
+        (lambda: modified_entropy([[0.5, 0.5]], [2]), "2"),
         (lambda: likelihood_ratio_scores([0.1], [[0.1], [-0.1]], FLAGS), "never negative"),
         (lambda: likelihood_ratio_scores([0.1], [[0.1], [0.1]], [[1], [0]]), "pass booleans"),
         (lambda: likelihood_ratio_scores([0.1, 0.2], [[0.1], [0.1]], FLAGS), "differ in shape"),
