@@ -40,7 +40,9 @@ _BOUNDS = {"retrain", "retrain_floor", "no_unlearning", "original"}
 _SILENT = 0.05
 
 
-def figures(result: Result, retrain: Result, original: Result) -> Values:
+def figures(
+    result: Result, retrain: Result, original: Result, floor: Result | None = None
+) -> Values:
     """Compute the figures of one method and seed.
 
     Gaps are signed, unlearned minus retrained, in the last round both have; with ``_at_merge``,
@@ -51,6 +53,8 @@ def figures(result: Result, retrain: Result, original: Result) -> Values:
     ----------
     result, retrain, original : dict
         Of :func:`~flwr_afuic.bench.forget_piece.run_piece`, of one cell.
+    floor : dict, optional
+        The second retraining: a dip is over within its mean difference to the first.
 
     Returns
     -------
@@ -80,7 +84,10 @@ def figures(result: Result, retrain: Result, original: Result) -> Values:
         values["resurfacing_mean"], values["resurfacing_max"] = found.mean, found.max
         values["resurfacing_rounds"] = float(found.n_rounds)
     if merge is not None and start in theirs:
-        values |= _at_merge(merge, ours, theirs)
+        again = ours if floor is None else _curve(floor)
+        apart = [abs(again[r].test - theirs[r].test) for r in window if r in again]
+        noise = 0.0 if floor is None or not apart else float(np.mean(apart))
+        values |= _at_merge(merge, ours, theirs, noise)
         if "kept" in merge["after"]:
             there = retrain["curve"][str(start)]["kept"]
             values["kept_gap_at_merge"] = float(merge["after"]["kept"] - there)
@@ -96,13 +103,13 @@ def figures(result: Result, retrain: Result, original: Result) -> Values:
 
 
 def _at_merge(
-    merge: Mapping[str, Any], ours: dict[int, Scores], theirs: dict[int, Scores]
+    merge: Mapping[str, Any], ours: dict[int, Scores], theirs: dict[int, Scores], noise: float
 ) -> Values:
     round_ = int(merge["round"])
     after = _scores(merge["after"])
     gap = gaps(after, theirs[round_])
     tests = {r: s.test for r, s in ours.items()} | {round_: after.test}
-    back = dip_rounds(tests, {r: s.test for r, s in theirs.items()}, round_)
+    back = dip_rounds(tests, {r: s.test for r, s in theirs.items()}, round_, floor=noise)
     return {
         "merge_dip": merge_dip(float(merge["before"]["test"]), after.test),
         "dip_rounds": None if back is None else float(back),
@@ -170,7 +177,14 @@ def rows(cells: Cells) -> list[Row]:
         per_seed = []
         for seed in seeds:
             results = cells.counted[seed]
-            per_seed.append(figures(results[method], results["retrain"], results["original"]))
+            per_seed.append(
+                figures(
+                    results[method],
+                    results["retrain"],
+                    results["original"],
+                    results["retrain_floor"],
+                )
+            )
         names = dict.fromkeys(name for values in per_seed for name in values)
         lists = {name: [values.get(name) for values in per_seed] for name in names}
         found.append(Row(method, tuple(seeds), lists))

@@ -41,7 +41,7 @@ _WORDS = {
     "resurfacing_mean": "resurfacing, mean over the rounds after the merge",
     "resurfacing_max": "resurfacing, worst round",
     "merge_dip": "dip of the test score at the merge",
-    "dip_rounds": "rounds until within .01 of retraining's test score",
+    "dip_rounds": "rounds until the test score is retraining's, within .01 or the floor",
     "relearn_ratio": "relearn time over retraining's",
     "resurfacing_best": "resurfacing beside the best other method's",
 }

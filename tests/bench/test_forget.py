@@ -149,6 +149,16 @@ def test_the_figures_by_hand():
     assert found["silent_failure"] == 0
 
 
+def test_a_dip_is_over_within_what_two_retrainings_differ_by():
+    pieces = [result(plan().piece(0, m)) for m in ("afuic", "retrain", "original", "retrain_floor")]
+    for values in pieces[0]["curve"].values():
+        values["test"] = 0.75
+    assert forget_figures.figures(*pieces)["dip_rounds"] is None
+    for values in pieces[3]["curve"].values():
+        values["test"] = 0.85
+    assert forget_figures.figures(*pieces)["dip_rounds"] == 0
+
+
 def test_resurfacing_counts_the_thirty_rounds_after_the_merge_alone():
     curve = dict(result(plan().piece(0, "afuic"))["curve"])
     for round_ in (14, 45, 48):  # the merge's own, and the first after the window
