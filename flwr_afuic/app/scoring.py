@@ -48,11 +48,11 @@ class ArmCurve:
 
 
 class Scorer:
-    """Evaluate models of one federation."""
+    """Evaluate models of one federation, on its data or on what is given instead."""
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, data: FederationData | None = None) -> None:
         self._settings = settings
-        self._data: FederationData = build_federation(settings)
+        self._data = data or build_federation(settings)
 
     def score(self, arrays: Arrays) -> Scores:
         """Score one model: test and forget accuracy, membership AUC, backdoor success."""

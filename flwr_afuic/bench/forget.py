@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flwr_afuic.app.settings import AppSettings
-from flwr_afuic.bench.forget_protocol import BASES, Piece, Protocol
+from flwr_afuic.bench.forget_protocol import BASES, Constants, Piece, Protocol
 from flwr_afuic.bench.runs import fingerprint
 from flwr_afuic.errors import AfuicError, ConfigError, DataError
 
@@ -42,6 +42,8 @@ class Plan:
         Take seeds 0, 1, 2, ... until so many have planted their backdoor.
     seeds : tuple of int
         Where ``planted`` is None: these, less those that plant none.
+    constants : mapping of str to tuple
+        By method, where they differ from its defaults.
     """
 
     settings: AppSettings
@@ -50,10 +52,12 @@ class Plan:
     methods: tuple[str, ...]
     planted: int | None = 3
     seeds: tuple[int, ...] = ()
+    constants: Mapping[str, Constants] = field(default_factory=dict)
 
     def piece(self, seed: int, method: str) -> Piece:
         """Return one piece."""
-        return Piece(replace(self.settings, seed=seed), self.protocol, self.scenario, method)
+        settings, constants = replace(self.settings, seed=seed), self.constants.get(method, ())
+        return Piece(settings, self.protocol, self.scenario, method, constants)
 
     @property
     def all_methods(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from flwr_afuic.bench.forget_protocol import Piece
 from flwr_afuic.bench.forget_relearn import relearn_curve
 from flwr_afuic.bench.forget_sites import Replies, make_sites, speed_of
 from flwr_afuic.bench.runs import fingerprint
+from flwr_afuic.data.probes import Trigger, backdoor_test_images
 from flwr_afuic.errors import DataError, FederationError
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
@@ -68,6 +69,7 @@ def run_piece(piece: Piece, folder: Path) -> Result:
         "seed": settings.seed,
         "settings": {**asdict(settings), "data_dir": ""},
         "protocol": asdict(piece.protocol),
+        "constants": dict(piece.constants),
         "target_share": len(data.sites[0]) / len(data.dataset.train),
         "erased_samples": len(data.forget),
         "replies_found": found,
@@ -108,7 +110,7 @@ def _train(piece: Piece, folder: Path) -> tuple[Recorder, AsyncStrategy, int]:
             if isinstance(strategy, ErasureStrategy) and entry.round >= settings.request_round:
                 steward.file_once()
 
-        strategy = make_method(settings, method, on_version=on_version)
+        strategy = make_method(settings, method, piece.constants, on_version=on_version)
         app = make_sites(settings, Path(inboxes), replies, without)
         grid = LocalGrid(app, settings.sites, speed=speed_of(settings, piece.protocol), threads=1)
         try:
@@ -138,10 +140,22 @@ def _kept_samples(settings: AppSettings, data: FederationData) -> list[int]:
     return [row for row, sample in enumerate(data.sites[0].ids) if sample not in erased]
 
 
+def _judging(piece: Piece) -> FederationData:
+    """Return the federation's data with what scores are read on in the test split's place."""
+    data = build_federation(piece.settings)
+    if piece.protocol.judged_on == "test":
+        return data
+    triggered = None
+    if data.triggered is not None:
+        trigger = Trigger.for_channels(data.dataset.channels)
+        triggered = backdoor_test_images(data.tuning, trigger, data.backdoor_label)
+    return replace(data, dataset=replace(data.dataset, test=data.tuning), triggered=triggered)
+
+
 def _scored(piece: Piece, recorder: Recorder, kept: list[int]) -> Result:
     """Score the last model of every round from the request on, and each side of the last merge."""
     settings = piece.settings
-    scorer = Scorer(settings)
+    scorer = Scorer(settings, _judging(piece))
     model = network(settings)
     site = build_federation(settings).sites[0]
     known: dict[int, dict[str, float | None]] = {}

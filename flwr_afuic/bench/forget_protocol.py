@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ SAMPLE_METHODS = ("afuic", "no_unlearning")
 """Those that can erase part of a site's samples; the others erase whole sites only."""
 
 WINDOW = 30
+JUDGED_ON = ("test", "tuning")
+Constants = tuple[tuple[str, float | int | str], ...]
+"""A method's own settings where they differ from its defaults, by name."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,18 @@ class Protocol:
     rounds_after : int
         Rounds of every method after the request and that staleness. A few more than the 30 over
         which resurfacing is counted, for merges that come late.
+    judged_on : {"test", "tuning"}
+        Constants are chosen on the half of the validation split that no method sees; test data are
+        for results.
     """
 
     staleness: int = 3
     rounds_after: int = 32
+    judged_on: str = "test"
 
     def __post_init__(self) -> None:
+        if self.judged_on not in JUDGED_ON:
+            raise ConfigError(f"judged on {self.judged_on!r}; use {' or '.join(JUDGED_ON)}")
         if self.staleness < 0:
             raise ConfigError(f"staleness is {self.staleness}; it must be at least 0")
         if self.rounds_after < 1:
@@ -77,10 +86,11 @@ class Piece:
     protocol: Protocol
     scenario: str
     method: str
+    constants: Constants = ()
 
     def of(self, method: str) -> Piece:
-        """Return another method's piece of the same cell."""
-        return replace(self, method=method)
+        """Return another method's piece of the same cell, with its defaults."""
+        return replace(self, method=method, constants=())
 
     @property
     def dataset(self) -> str:
@@ -98,17 +108,27 @@ class Piece:
     def cell(self) -> str:
         """Name what methods share: data set, scenario, seed, and a digest of all settings."""
         settings = {**asdict(self.settings), "data_dir": ""}
-        text = json.dumps({**settings, "protocol": asdict(self.protocol)}, sort_keys=True)
+        protocol = asdict(self.protocol)
+        if self.protocol.judged_on == "test":
+            del protocol["judged_on"]
+        text = json.dumps({**settings, "protocol": protocol}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{self.dataset}-{self.scenario}-s{self.settings.seed}-{digest}"
 
     def result(self, folder: Path) -> Path:
         """Where its JSON is kept."""
-        return folder / self.cell / f"{self.method}.json"
+        return folder / self.cell / f"{self._stem}.json"
 
     def arrays(self, folder: Path) -> Path:
         """Where its last model is kept."""
-        return folder / self.cell / f"{self.method}.safetensors"
+        return folder / self.cell / f"{self._stem}.safetensors"
+
+    @property
+    def _stem(self) -> str:
+        if not self.constants:
+            return self.method
+        digest = hashlib.sha256(json.dumps(sorted(self.constants)).encode()).hexdigest()
+        return f"{self.method}-{digest[:8]}"
 
     def replies(self, folder: Path) -> Path:
         """Where the training up to the request is kept, which all methods share."""
@@ -126,6 +146,36 @@ def cell_settings(dataset: str, scenario: str, changes: Mapping[str, Any]) -> Ap
     if scenario not in SCENARIOS:
         raise ConfigError(f"unknown scenario {scenario!r}; known: {', '.join(SCENARIOS)}")
     return AppSettings.from_mapping({**SCENARIOS[scenario], **changes, "dataset": dataset})
+
+
+def read_constants(texts: Sequence[str]) -> dict[str, Constants]:
+    """Read ``METHOD.NAME=VALUE`` texts: whole numbers, other numbers, or words, by method.
+
+    Raises
+    ------
+    ConfigError
+        If a text has another form or names no method.
+    """
+    found: dict[str, list[tuple[str, float | int | str]]] = {}
+    for text in texts:
+        key, mark, value = text.partition("=")
+        method, dot, name = key.strip().partition(".")
+        if not mark or not dot or not name or method not in METHODS:
+            raise ConfigError(
+                f"--constant {text!r}: write METHOD.NAME=VALUE, such as pga.lr=0.02; methods are "
+                f"{', '.join(METHODS)}"
+            )
+        found.setdefault(method, []).append((name, _number(value.strip())))
+    return {method: tuple(sorted(pairs)) for method, pairs in found.items()}
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def check_methods(methods: list[str], scenario: str) -> tuple[str, ...]:

@@ -85,6 +85,11 @@ def _conditions(cells: Cells, original: Result) -> str:
         f"{protocol.staleness} rounds, erased {original['erased_samples']} images "
         f"({original['target_share']:.0%} of the data at the site; seed {original['seed']})"
     )
+    if protocol.judged_on != "test":
+        text += "; scored on validation data, to choose constants"
+    if own := {m: v for m, v in cells.plan.constants.items() if m in cells.plan.methods}:
+        words = (f"{m}.{name}={value}" for m, pairs in own.items() for name, value in pairs)
+        text += f"; constants {', '.join(words)}"
     if cells.left_out:
         text += f"; no backdoor planted, left out: seed {', '.join(map(str, cells.left_out))}"
     return text

@@ -37,6 +37,13 @@ def forget(
     ] = 3,
     rounds_after: Annotated[int, typer.Option(help="Rounds trained after that.")] = 32,
     pairs: options.Settings = None,
+    constants: Annotated[
+        list[str] | None,
+        typer.Option("--constant", metavar="METHOD.NAME=VALUE", help="A method's own setting."),
+    ] = None,
+    judged_on: Annotated[
+        str, typer.Option(help="test, or tuning: validation data, to choose constants by.")
+    ] = "test",
     workers: Annotated[int, typer.Option(help="Runs at once, each in its own process.")] = 1,
     stop_after: Annotated[
         float | None, typer.Option(help="Start no further run after so many seconds.")
@@ -64,13 +71,19 @@ def forget(
     from flwr_afuic.bench import forget_table
     from flwr_afuic.bench.figures import fill
     from flwr_afuic.bench.forget import ForgetRunner, Plan
-    from flwr_afuic.bench.forget_protocol import Protocol, cell_settings, check_methods
+    from flwr_afuic.bench.forget_protocol import (
+        Protocol,
+        cell_settings,
+        check_methods,
+        read_constants,
+    )
     from flwr_afuic.cli.bench import names, read_seeds
 
     options.use_data_dir(data_dir)
     if planted < 1:
         raise ConfigError(f"--planted is {planted}; it must be at least 1")
-    protocol = Protocol(staleness, rounds_after)
+    protocol = Protocol(staleness, rounds_after, judged_on)
+    own = read_constants(constants or [])
     changes = options.read_pairs(pairs or [])
     chosen = check_methods([m.strip() for m in methods.split(",") if m.strip()], scenario)
     wanted = read_seeds(seeds) if seeds is not None else ()
@@ -82,6 +95,7 @@ def forget(
             chosen,
             None if wanted else planted,
             wanted,
+            own,
         )
         for name in names(datasets)
     ]
@@ -140,6 +154,7 @@ def _content(cells: list[Cells], changes: dict[str, Any], protocol: Any) -> dict
         "figures": flat_figures(cells),
         "verdicts": {name: [v.to_dict() for v in verdicts(rows(c))] for name, c in named.items()},
         "settings": changes,
+        "constants": {m: dict(v) for c in cells for m, v in c.plan.constants.items()},
         "protocol": dataclasses.asdict(protocol),
         "seeds": {
             name: {m: c.complete(m) for m in c.plan.all_methods} for name, c in named.items()

@@ -6,14 +6,17 @@ import pytest
 
 from flwr_afuic.bench import forget, forget_figures, forget_table
 from flwr_afuic.bench.forget import ForgetRunner
+from flwr_afuic.bench.forget_methods import make_method
 from flwr_afuic.bench.forget_plots import draw_plane, draw_resurfacing
 from flwr_afuic.bench.forget_protocol import (
     METHODS,
     Protocol,
     cell_settings,
     check_methods,
+    read_constants,
 )
 from flwr_afuic.errors import ConfigError, DataError, FederationError
+from tests.app import tiny
 from tests.bench.forget_results import PROTOCOL, plan, put, result, scores
 
 
@@ -114,6 +117,38 @@ def test_scenarios_and_methods():
         cell_settings("phantoms", "flood", {})
     with pytest.raises(ConfigError, match="staleness is -1"):
         Protocol(staleness=-1)
+
+
+def test_constants_make_another_piece_of_the_same_cell(tmp_path):
+    found = read_constants(["pga.lr=0.02", "pga.epochs=3", "not.layer=1.conv"])
+    assert found == {"pga": (("epochs", 3), ("lr", 0.02)), "not": (("layer", "1.conv"),)}
+    tuned = plan("pga", "afuic", constants=found)
+    assert tuned.piece(0, "pga").cell == plan().piece(0, "pga").cell
+    assert tuned.piece(0, "pga").result(tmp_path) != plan().piece(0, "pga").result(tmp_path)
+    assert tuned.piece(0, "pga").of("retrain") == plan().piece(0, "retrain")
+    for text in ("pga", "pga=1", "magic.lr=1"):
+        with pytest.raises(ConfigError, match="write METHOD"):
+            read_constants([text])
+
+
+def test_methods_take_their_constants_and_refuse_others():
+    settings = tiny.settings()
+    assert make_method(settings, "pga", (("lr", 0.5),)).ascent.lr == 0.5
+    assert make_method(settings, "fcu", (("epochs", 2),)).contrast.epochs == 2
+    assert make_method(settings, "fedosd", (("unlearning_rounds", 3),)).unlearning_rounds == 3
+    assert make_method(settings, "afuic", (("steps", 7),)).unlearning.steps == 7
+    with pytest.raises(ConfigError, match="constants of not"):
+        make_method(settings, "not", (("speed", 1),))
+    with pytest.raises(ConfigError):
+        make_method(settings, "pga", (("lr", -1.0),))
+
+
+def test_judging_on_validation_data_is_another_cell():
+    tuning = plan()
+    object.__setattr__(tuning, "protocol", Protocol(1, 35, "tuning"))
+    assert tuning.piece(0, "afuic").cell != plan().piece(0, "afuic").cell
+    with pytest.raises(ConfigError, match="judged on 'luck'"):
+        Protocol(judged_on="luck")
 
 
 def test_a_damaged_file_says_what_to_do(tmp_path):

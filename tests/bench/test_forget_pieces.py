@@ -9,7 +9,7 @@ import pytest
 
 from flwr_afuic.app.federation import build_federation
 from flwr_afuic.bench import forget_relearn
-from flwr_afuic.bench.forget_piece import load_arrays, run_piece
+from flwr_afuic.bench.forget_piece import _judging, load_arrays, run_piece
 from flwr_afuic.bench.forget_protocol import Piece, Protocol
 from flwr_afuic.bench.forget_sites import Replies
 from flwr_afuic.errors import DataError
@@ -88,6 +88,15 @@ def test_a_kept_reply_comes_back_and_a_damaged_one_says_so(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="delete"):
         replies.get("a")
+
+
+def test_constants_are_chosen_on_validation_data(piece):
+    data = build_federation(piece.settings)
+    judged = _judging(replace(piece, protocol=Protocol(1, 3, "tuning")))
+    assert judged.dataset.test is data.tuning
+    assert len(judged.triggered) == int((data.tuning.labels != data.backdoor_label).sum())
+    assert judged.forget is data.forget
+    assert _judging(piece) is data
 
 
 # ---- the scenarios' data -------------------------------------------------------------
