@@ -17,6 +17,7 @@ from flwr_afuic import wire
 from flwr_afuic.app.client_app import Hospital, inbox_path, network
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.clients.erasure_client import Config, Metrics, UnlearningTask
+from flwr_afuic.clients.torch_client import SiteData
 from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
 from flwr_afuic.unlearning.level import ForgetScore
@@ -34,7 +35,19 @@ _LITTLE = 1e-4
 
 
 class QuickHospital(Hospital):
-    """A hospital that looks up once what does not change: only ``site-0`` erases anything."""
+    """A hospital that looks up once what does not change: only ``site-0`` erases anything.
+
+    Attributes
+    ----------
+    holdings : sequence of SiteData or None
+        What each site holds, where that is not the settings' federation.
+    """
+
+    holdings: Sequence[SiteData] | None = None
+
+    def data(self) -> SiteData:
+        """See :class:`Hospital`."""
+        return super().data() if self.holdings is None else self.holdings[self.partition_id]
 
     def array_kinds(self) -> Sequence[ArrayKind]:
         """See :class:`Hospital`."""
@@ -117,7 +130,12 @@ class ClockHospital(QuickHospital):
         return _moved(parameters, len(sample_ids))
 
 
-def make_app(settings: AppSettings, folder: Path, memory: Memory | None) -> ClientApp:
+def make_app(
+    settings: AppSettings,
+    folder: Path,
+    memory: Memory | None,
+    holdings: Sequence[SiteData] | None = None,
+) -> ClientApp:
     """Build the ClientApp of all sites.
 
     Parameters
@@ -127,6 +145,8 @@ def make_app(settings: AppSettings, folder: Path, memory: Memory | None) -> Clie
         A fresh folder, for the inboxes.
     memory : dict or None
         What was trained already, shared by several runs; None for sites that only take time.
+    holdings : sequence of SiteData, optional
+        What each site holds, instead of the settings' federation.
     """
 
     def client_fn(context: Context) -> Client:
@@ -135,7 +155,7 @@ def make_app(settings: AppSettings, folder: Path, memory: Memory | None) -> Clie
         if memory is None:
             return ClockHospital(settings, partition, inbox).to_client()
         hospital = RememberingHospital(settings, partition, inbox)
-        hospital.memory = memory
+        hospital.memory, hospital.holdings = memory, holdings
         return hospital.to_client()
 
     return ClientApp(client_fn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from flwr_afuic.app.local import LocalGrid
 from flwr_afuic.app.server_app import engine_settings, initial_arrays
 from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.bench.latency_sites import Memory, make_app
+from flwr_afuic.clients.torch_client import SiteData
 from flwr_afuic.errors import DataError
 from flwr_afuic.federation.journal import VersionEntry
 from flwr_afuic.federation.layout import Arrays
@@ -40,6 +41,7 @@ def train_models(
     start: Arrays | None = None,
     purpose: str = "run",
     make: Callable[..., AsyncStrategy] = NoUnlearning,
+    holdings: Sequence[SiteData] | None = None,
 ) -> Models:
     """Train a federation under the virtual clock and return its model of each round.
 
@@ -55,6 +57,8 @@ def train_models(
         Of the seed of all draws.
     make : callable
         The strategy, of the engine's settings, ``without`` and ``on_version``.
+    holdings : sequence of SiteData, optional
+        What each site holds, instead of the settings' federation.
     """
     limit_threads()
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -68,7 +72,8 @@ def train_models(
         without=tuple(without), on_version=on_version, **engine_settings(settings, seed)
     )
     with TemporaryDirectory(prefix="flwr-afuic-trained-") as folder:
-        grid = LocalGrid(make_app(settings, Path(folder), Memory()), settings.sites)
+        app = make_app(settings, Path(folder), Memory(), holdings)
+        grid = LocalGrid(app, settings.sites)
         try:
             strategy.start(grid, _record(settings, start, purpose), num_rounds=rounds)
         finally:

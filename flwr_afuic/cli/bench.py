@@ -12,6 +12,7 @@ from flwr_afuic.cli import options
 from flwr_afuic.cli.bench_ablation import ablation
 from flwr_afuic.cli.bench_forget import forget
 from flwr_afuic.cli.bench_latency import latency
+from flwr_afuic.cli.bench_membership import membership
 from flwr_afuic.cli.bench_reference import reference
 from flwr_afuic.cli.bench_segmentation import segmentation
 from flwr_afuic.errors import ConfigError
@@ -26,6 +27,7 @@ app.command("segmentation")(segmentation)
 app.command("forget")(forget)
 app.command("ablation")(ablation)
 app.command("latency")(latency)
+app.command("membership")(membership)
 app.command("reference")(reference)
 
 
