@@ -152,13 +152,13 @@ class StaleUnlearning(SpeedModel):
     training_steps: int = 16
     staleness: int = 3
 
-    def seconds(self, partition: int, kind: str, steps: int | None) -> float:
+    def seconds(self, partition: int, kind: str, steps: int | None, task: int = 0) -> float:
         """See :class:`SpeedModel`."""
         if partition == 0 and steps is not None and steps > self.training_steps:
-            a_round = super().seconds(1, kind, self.training_steps)
+            a_round = super().seconds(1, kind, self.training_steps, task)
             # Half a message less, so that it arrives before the round that it must not miss.
             return max(0.0, self.staleness * a_round - self.overhead / 2)
-        return super().seconds(partition, kind, steps)
+        return super().seconds(partition, kind, steps, task)
 
 
 def speed_of(settings: AppSettings, protocol: Protocol) -> StaleUnlearning:

@@ -20,10 +20,11 @@ from flwr_afuic.clients.erasure_client import Config, Metrics, UnlearningTask
 from flwr_afuic.clients.torch_client import SiteData
 from flwr_afuic.erasure.inbox import SiteInbox
 from flwr_afuic.federation.layout import ArrayKind, Arrays, infer_kind
+from flwr_afuic.unlearning.ascent import PgaSettings
+from flwr_afuic.unlearning.contrast import FcuSettings
 from flwr_afuic.unlearning.level import ForgetScore
 from flwr_afuic.unlearning.local import STOP_BUDGET
 from flwr_afuic.unlearning.procedures import read_settings
-from flwr_afuic.unlearning.settings import UnlearningSettings
 
 Trained = tuple[Arrays, int, Metrics]
 Memory = dict[str, Trained]
@@ -110,10 +111,10 @@ class ClockHospital(QuickHospital):
     def unlearn(self, task: UnlearningTask) -> tuple[Arrays, wire.Evidence]:
         """See :class:`Hospital`."""
         settings = read_settings(task.settings)
-        if isinstance(settings, UnlearningSettings):
-            steps = settings.steps
-        else:
+        if isinstance(settings, PgaSettings | FcuSettings):
             steps = settings.epochs * math.ceil(len(task.forget_ids) / settings.batch_size)
+        else:
+            steps = settings.steps
         evidence = wire.Evidence(
             before=_KNOWN,
             after=_FORGOTTEN,

@@ -139,8 +139,10 @@ def verdicts(results: LatencyResults) -> dict[str, dict[str, bool]]:
             "stall": own["stall"] == 0,
             "retained_throughput": (own["retained_throughput"] or 0.0) >= _THROUGHPUT,
         }
-        time, floor = own.get("time_to_forget", own["time_to_model"]), own["floor"]
-        verdict["within_1.2_of_floor"] = (
+        # Where nothing was learned, the time to the erased model stands for that to forget.
+        timed = "time_to_forget" if "time_to_forget" in own else "time_to_model"
+        time, floor = own[timed], own["floor"]
+        verdict[f"{timed}_within_1.2_of_floor"] = (
             time is not None and floor is not None and time <= _WITHIN * floor
         )
         found[settings.key] = verdict

@@ -163,7 +163,7 @@ def test_names_advantages_and_bounds() -> None:
     assert verdicts(results)["1"] == {
         "stall": True,
         "retained_throughput": True,
-        "within_1.2_of_floor": False,  # 6 s against 4
+        "time_to_forget_within_1.2_of_floor": False,  # 6 s against 4
     }
     assert advantages({"afuic": {"time_to_forget": None}}) == {}
 
