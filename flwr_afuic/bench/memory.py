@@ -7,17 +7,21 @@ momentum and steps that do not fall it mostly ended farther from retraining than
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from flwr_afuic.app.client_app import network
+from flwr_afuic.app.demo import write_json
 from flwr_afuic.app.federation import build_federation, limit_threads
 from flwr_afuic.app.scoring import Scorer
 from flwr_afuic.app.server_app import initial_arrays
@@ -29,8 +33,9 @@ from flwr_afuic.data.probes import Trigger, backdoor_test_images
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.history.diagnosis import diagnose
-from flwr_afuic.history.memory import MemoryStore
+from flwr_afuic.history.disk import DiskStore
 from flwr_afuic.history.recorder import Recorder, RecorderSettings
+from flwr_afuic.history.unlearn import Correction
 from flwr_afuic.metrics import average_gap, backdoor_success, parameter_distance_ratio
 from flwr_afuic.models.arrays import set_arrays
 from flwr_afuic.seeds import derive_seed
@@ -76,6 +81,7 @@ def measure(
     memory: MemorySettings,
     forms: dict[str, tuple[str, Form]],
     *,
+    keep: Path | None = None,
     told: Told = lambda line: None,
 ) -> dict[str, Any]:
     """Train, store in every form, unlearn from each, recover, and score everything.
@@ -88,6 +94,9 @@ def measure(
         The rest.
     forms : dict of str to (str, Form)
         As :func:`flwr_afuic.bench.storage.forms` returns them; the uncompressed one is needed.
+    keep : path, optional
+        Folder in which what was trained and measured is kept, so that a run that was stopped goes
+        on from there; the caller deletes it.
     told : callable
         Gets a line of text per step.
 
@@ -102,7 +111,7 @@ def measure(
         TemporaryDirectory(prefix="flwr-afuic-memory-") as folder,
         FallingFederation(settings, memory.decay, Path(folder) / "sites") as federation,
     ):
-        content = _Bench(settings, memory, federation, Path(folder), told).run(forms)
+        content = _Bench(settings, memory, federation, keep or Path(folder), told).run(forms)
     return {
         "dataset": build_federation(settings).dataset.name,
         "synthetic": build_federation(settings).dataset.synthetic,
@@ -137,23 +146,10 @@ class _Bench:
             self.probe = backdoor_test_images(self.data.tuning, trigger, self.data.backdoor_label)
 
     def run(self, forms: dict[str, tuple[str, Form]]) -> dict[str, Any]:
-        settings, memory = self.settings, self.memory
-        end = memory.rounds
-        exact = MemoryStore()
-        with exact:
-            exact.set("seed", derive_seed(settings.seed, "history"))
-            recorder = Recorder(exact, RecorderSettings(codec=EXACT, aggregate=EXACT))
-            self.told("original")
-            original = self.federation.train(self.initial, end, purpose="run", recorder=recorder)[
-                end
-            ]
-            left = (settings.target,)
-            total = end + memory.recovery
-            self.told("retraining")
-            retrained = self.federation.train(self.initial, total, purpose="run", without=left)
-            fresh = from_record(initial_arrays(settings, derive_seed(settings.seed, "floor-model")))
-            self.told("retraining with another seed")
-            floor = self.federation.train(fresh, total, purpose="floor", without=left)
+        end, total = self.memory.rounds, self.memory.rounds + self.memory.recovery
+        with DiskStore(self.folder / "exact") as exact:
+            original = self._original(exact)
+            retrained, floor = self._retrained()
             self.judge = _Judge(self, original, retrained[end], retrained[total])
             bounds = {
                 "original": self._both(original),
@@ -171,39 +167,88 @@ class _Bench:
             "target_share": windows[0].participants[0].weight,
         }
 
+    def _original(self, exact: DiskStore) -> Arrays:
+        """Train with everybody and record it exactly, or take what an earlier try trained."""
+        end = self.memory.rounds
+        kept = exact.arrays("original")
+        if kept is not None:
+            return kept
+        self.told("original")
+        exact.truncate(0)
+        exact.set("seed", derive_seed(self.settings.seed, "history"))
+        recorder = Recorder(exact, RecorderSettings(codec=EXACT, aggregate=EXACT))
+        trained = self.federation.train(self.initial, end, purpose="run", recorder=recorder)[end]
+        exact.put_arrays("original", trained)
+        return trained
+
+    def _retrained(self) -> tuple[dict[int, Arrays], dict[int, Arrays]]:
+        """Train without the site, from the same start and from another."""
+        left = (self.settings.target,)
+        end, total = self.memory.rounds, self.memory.rounds + self.memory.recovery
+        fresh = derive_seed(self.settings.seed, "floor-model")
+        found = []
+        for words, purpose, start in (
+            ("retraining", "run", self.initial),
+            ("retraining with another seed", "floor", from_record(
+                initial_arrays(self.settings, fresh))),
+        ):  # fmt: skip
+            with DiskStore(self.folder / purpose) as kept:
+                models = {moment: kept.arrays(str(moment)) for moment in (end, total)}
+                if None in models.values():
+                    self.told(words)
+                    trained = self.federation.train(start, total, purpose=purpose, without=left)
+                    for moment in models:
+                        kept.put_arrays(str(moment), trained[moment])
+                        models[moment] = trained[moment]
+            found.append({moment: model for moment, model in models.items() if model is not None})
+        return found[0], found[1]
+
     def _forms(
-        self, exact: MemoryStore, forms: dict[str, tuple[str, Form]], original: Arrays
+        self, exact: DiskStore, forms: dict[str, tuple[str, Form]], original: Arrays
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         found: dict[str, Any] = {}
-        scored: dict[bytes, dict[str, Any]] = {}
         diagnosis: dict[str, Any] = {}
         for name, (words, form) in forms.items():
-            self.told(name)
-            stored = form.store(exact, self.folder / "stores" / name, self.settings.target)
-            trained = stored.correction.apply(self.layout.trained(original))
-            same = b"".join(array.tobytes() for array in trained)
-            if same not in scored:  # forms without loss give the same model
-                flat = np.concatenate([array.reshape(-1) for array in trained])
-                unlearned = self.layout.with_trained(flat.astype(np.float64), original)
-                scored[same] = self._both(unlearned, recover=name not in NOT_RECOVERED)
-            found[name] = {"words": words, **_sizes(stored), **scored[same]}
-            if name == UNCOMPRESSED:
-                verdict = diagnose(
-                    exact,
-                    stored.correction,
-                    initial=self.layout.trained(self.initial),
-                    final=self.layout.trained(original),
-                    step_sizes=[
-                        self.settings.lr * j**-self.memory.decay
-                        for j in range(1, self.memory.rounds + 1)
-                    ],
-                )
-                diagnosis = {
-                    "ratio": verdict.ratio,
-                    "decay": None if math.isnan(verdict.decay) else verdict.decay,
-                    "warnings": list(verdict.warnings),
-                }
+            path = self.folder / "forms" / f"{name}.json"
+            if not path.is_file():
+                self.told(name)
+                rmtree(self.folder / "stores" / name, ignore_errors=True)
+                write_json(path, self._form(exact, name, form, original))
+            one = json.loads(path.read_text(encoding="utf-8"))
+            diagnosis = one.pop("diagnosis", diagnosis)
+            found[name] = {"words": words, **one}
         return found, diagnosis
+
+    def _form(self, exact: DiskStore, name: str, form: Form, original: Arrays) -> dict[str, Any]:
+        stored = form.store(exact, self.folder / "stores" / name, self.settings.target)
+        trained = stored.correction.apply(self.layout.trained(original))
+        flat = np.concatenate([array.reshape(-1) for array in trained])
+        digest = hashlib.sha256(flat.tobytes()).hexdigest()[:16]
+        path = self.folder / "scores" / f"{digest}-{name not in NOT_RECOVERED}.json"
+        if not path.is_file():  # forms without loss give the same model
+            unlearned = self.layout.with_trained(flat.astype(np.float64), original)
+            write_json(path, self._both(unlearned, recover=name not in NOT_RECOVERED))
+        content = {**_sizes(stored), **json.loads(path.read_text(encoding="utf-8"))}
+        if name == UNCOMPRESSED:
+            content["diagnosis"] = self._diagnosis(exact, stored.correction, original)
+        return content
+
+    def _diagnosis(
+        self, exact: DiskStore, correction: Correction, original: Arrays
+    ) -> dict[str, Any]:
+        lr, decay = self.settings.lr, self.memory.decay
+        verdict = diagnose(
+            exact,
+            correction,
+            initial=self.layout.trained(self.initial),
+            final=self.layout.trained(original),
+            step_sizes=[lr * j**-decay for j in range(1, self.memory.rounds + 1)],
+        )
+        return {
+            "ratio": verdict.ratio,
+            "decay": None if math.isnan(verdict.decay) else verdict.decay,
+            "warnings": list(verdict.warnings),
+        }
 
     def _both(self, model: Arrays, *, recover: bool = True) -> dict[str, Any]:
         """Score a model as it is, and after its recovery."""

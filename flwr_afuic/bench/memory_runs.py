@@ -1,4 +1,7 @@
-"""The runs of ``flwr-afuic bench memory``: each result a file, none made twice."""
+"""The runs of ``flwr-afuic bench memory``: each result a file, none made twice.
+
+A federation that was stopped goes on from the folder beside its file, form by form.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -81,10 +85,11 @@ class MemoryRunner:
         named = f"{Path(settings.dataset).stem}-{settings.scenario}-s{settings.seed}"
         label = f"[{number}] {named}"
 
-        def run() -> Result:
+        def run(keep: Path) -> Result:
             return measure(
-                settings, memory, compared, told=lambda step: self._told(f"{label}: {step}")
-            )
+                settings, memory, compared, keep=keep,
+                told=lambda step: self._told(f"{label}: {step}"),
+            )  # fmt: skip
 
         asked = {**asdict(settings), "data_dir": "", "memory": asdict(memory)}
         return self._once(named, {**asked, "forms": _described(compared)}, run, label)
@@ -92,7 +97,7 @@ class MemoryRunner:
     def codec(self, seed: int = 0) -> Result:
         """Measure rates and speed of the codec."""
 
-        def run() -> Result:
+        def run(keep: Path) -> Result:
             return {
                 "points": [asdict(point) for point in rate_distortion(seed)],
                 "speed": asdict(speed(seed)),
@@ -108,7 +113,7 @@ class MemoryRunner:
             f"{size.parameters} parameters"
         )
 
-        def run() -> Result:
+        def run(keep: Path) -> Result:
             with TemporaryDirectory(prefix="flwr-afuic-peak-") as folder:
                 peak = history_peak(size, Path(folder))
             return {"size": asdict(size), **asdict(peak), "versions": versions()}
@@ -117,7 +122,7 @@ class MemoryRunner:
         return self._once(name, asdict(size), run, label)
 
     def _once(
-        self, name: str, asked: dict[str, Any], run: Callable[[], Result], label: str
+        self, name: str, asked: dict[str, Any], run: Callable[[Path], Result], label: str
     ) -> Result:
         digest = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:10]
         path = self._folder / f"{name}-{digest}.json"
@@ -127,8 +132,12 @@ class MemoryRunner:
             self._told(f"{label}: taken from {path}{note}")
             return result
         self._told(label)
-        result = {**run(), "code": fingerprint()}
+        keep = path.with_suffix("")
+        if self._fresh:
+            rmtree(keep, ignore_errors=True)
+        result = {**run(keep), "code": fingerprint()}
         write_json(path, result)
+        rmtree(keep, ignore_errors=True)
         return result
 
 

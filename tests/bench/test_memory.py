@@ -342,3 +342,34 @@ def test_a_document_may_hold_several_tables(tmp_path):
     path.write_text(f"{memory_table.BEGIN}\n{other}")
     with pytest.raises(DataError):
         fill(path, "new", begin_mark=memory_table.BEGIN)
+
+
+def test_a_run_that_was_stopped_goes_on_from_where_it_was(tmp_path):
+    chosen = {name: forms()[name] for name in ("fp32", "zstd", DEFAULT)}
+    plan = (tiny.settings(), MemorySettings(rounds=2, recovery=1))
+
+    class StoppedError(Exception):
+        pass
+
+    def measured(until):
+        said = []
+
+        def told(line):
+            if line == until:
+                raise StoppedError
+            said.append(line)
+
+        try:
+            return measure(*plan, chosen, keep=tmp_path, told=told), said
+        except StoppedError:
+            return None, said
+
+    training = ["original", "retraining", "retraining with another seed"]
+    assert measured("retraining with another seed") == (None, training[:2])
+    assert measured(DEFAULT) == (None, [*training[2:], "fp32", "zstd"])
+    found, said = measured("")
+    assert said == [DEFAULT]
+    whole = measure(*plan, chosen)
+    assert found["forms"] == whole["forms"]
+    assert found["models"] == whole["models"]
+    assert found["diagnosis"] == whole["diagnosis"]
