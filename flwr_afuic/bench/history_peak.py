@@ -117,7 +117,7 @@ def _write(folder: Path, clients: int, rounds: int, parameters: int) -> dict[str
                     norm = float(np.linalg.norm(update))
                     participants.append(Participant(site, 1 / clients, norm, "stored"))
                 writer.commit(Window(round_, round_, round_, 1.0, tuple(participants)))
-        return {"disk": store.bytes_stored(), "peak": _largest()}
+        return {"disk": store.bytes_stored(), "peak": largest_mib()}
 
 
 def _shifted(drawn: list[NDArray[np.float32]], index: int) -> NDArray[np.float32]:
@@ -125,19 +125,19 @@ def _shifted(drawn: list[NDArray[np.float32]], index: int) -> NDArray[np.float32
 
 
 def _unlearn(folder: Path, sites: Sequence[str]) -> dict[str, Any]:
-    before = _largest()
+    before = largest_mib()
     began = time.monotonic()
     with DiskStore(folder, exclusive=False) as store:
         correction = unlearn(store, sites)
     return {
-        "peak": _largest(),
+        "peak": largest_mib(),
         "before": before,
         "seconds": time.monotonic() - began,
         "records": sum(correction.coverage.used.values()),
     }
 
 
-def _largest() -> float:
+def largest_mib() -> float:
     """Return the largest resident set of this process so far, in MiB.
 
     On Linux ``ru_maxrss`` also counts the process that started this one.

@@ -13,6 +13,7 @@ from flwr_afuic.cli.bench_ablation import ablation
 from flwr_afuic.cli.bench_forget import forget
 from flwr_afuic.cli.bench_latency import latency
 from flwr_afuic.cli.bench_membership import membership
+from flwr_afuic.cli.bench_multimodal import multimodal
 from flwr_afuic.cli.bench_reference import reference
 from flwr_afuic.cli.bench_segmentation import segmentation
 from flwr_afuic.errors import ConfigError
@@ -24,6 +25,7 @@ app = typer.Typer(help="Experiments that print the documentation's tables.", no_
 
 
 app.command("segmentation")(segmentation)
+app.command("multimodal")(multimodal)
 app.command("forget")(forget)
 app.command("ablation")(ablation)
 app.command("latency")(latency)

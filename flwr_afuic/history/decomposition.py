@@ -23,7 +23,6 @@ from flwr_afuic.history.codec import CodecSettings
 from flwr_afuic.history.coverage import Gap
 from flwr_afuic.history.reading import client_updates
 from flwr_afuic.history.recorder import RecorderSettings
-from flwr_afuic.history.sparsify import Threshold
 from flwr_afuic.history.store import UpdateStore
 
 _IN_MEMORY = 4 * 2**20  # bytes of each block that wait in memory before they go to a file
@@ -208,16 +207,15 @@ class _Waiting:
 def recording_for_subspaces(**changes: Any) -> RecorderSettings:
     """Return how a history is recorded that subspaces are to be read from.
 
-    E8 at a quarter of a standard deviation, and no threshold: the quantiser's error is then
+    E8 at a quarter of each tensor's standard deviation: the quantiser's error is then
     ``step**2 * 0.0717 = 0.45 %`` of an update's energy, below the ``1 - energy`` that the cut
-    leaves out anyway. MEDU's own default stores only large entries, at a full standard deviation:
-    right on average over many rounds, which is what its rule needs, and far too coarse for the
-    directions of single updates.
+    leaves out anyway. MEDU's own default is coarser, for a budget of bits: its error averages out
+    over many rounds, which is what its rule needs, but not in the directions of single updates.
 
     Parameters
     ----------
     **changes : Any
         Other settings of :class:`~flwr_afuic.history.recorder.RecorderSettings`.
     """
-    codec = CodecSettings(step=0.25, threshold=Threshold("none"))
+    codec = CodecSettings(step=0.25, unit="tensor", hold=0.0, budget=0.0)
     return RecorderSettings(**{"codec": codec, "aggregate": codec, **changes})
