@@ -104,8 +104,8 @@ class MultimodalSettings:
     batch_size: int = 32
     lr: float = 0.01
     pretraining_steps: int = 200
-    excision_steps: int = 100
-    excision_lr: float = 0.5
+    excision_steps: int = 60
+    excision_lr: float = 0.1
     tolerance: float = 0.01
     ascent_steps: int = 20
     ascent_lr: float = 0.1

@@ -102,7 +102,8 @@ def markdown(results: Results, gsd: Mapping[str, float] | None = None) -> str:
         *_rows(["", "forget R@1", "retain R@1"], [_recalls(results, arm) for arm in arms]),
         "",
         "Difference to retraining in points, mean of both directions, with the 95 % t-interval "
-        "over the seeds; rebound is the rise of forget R@1 from the merge to the last five versions.",
+        "over the seeds; rebound is the rise of forget R@1 from the merge to the last five "
+        "versions.",
         "",
         *_rows(
             ["", "forget R@1", "forget R@5", "forget R@10", "retain R@1", "rebound"],
