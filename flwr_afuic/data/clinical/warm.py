@@ -54,7 +54,7 @@ class Item:
     def of(cls, row: Row, classes: int) -> Item:
         """Look at the files of a row; ``classes`` is 0 where masks are not used."""
         mask = row.mask_path if classes else None
-        files = [*_files(row.path), *(_files(mask) if mask is not None else [])]
+        files = [*files_of(row.path), *(files_of(mask) if mask is not None else [])]
         return cls(row.path, mask, classes, tuple(files))
 
     def key(self, preparation: Preparation) -> str:
@@ -101,13 +101,14 @@ class WarmStore:
                 file.unlink(missing_ok=True)
 
 
-def _files(path: Path) -> list[tuple[str, int, int]]:
+def files_of(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of a file, or of each file of a folder."""
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     found = []
     for file in inside:
         status = os.stat(file)
         found.append((str(file), status.st_size, status.st_mtime_ns))
-    return found
+    return tuple(found)
 
 
 def _warm(file: Path) -> Result | None:

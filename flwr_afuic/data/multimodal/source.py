@@ -8,6 +8,7 @@ import torch
 
 from flwr_afuic.data.clinical.preparation import Preparation
 from flwr_afuic.data.clinical.problems import Problem, Report
+from flwr_afuic.data.clinical.warm import Item, WarmStore, files_of
 from flwr_afuic.data.multimodal.pairs import ImageTextSet
 from flwr_afuic.data.multimodal.table import read_pairs
 from flwr_afuic.data.sources import DATA_DIR_VARIABLE, resolve_data_dir
@@ -24,7 +25,12 @@ _SOURCE = (
 
 
 def load_pairs(
-    table: str | Path, *, size: int = 64, name: str = "", source: str = ""
+    table: str | Path,
+    *,
+    size: int = 64,
+    name: str = "",
+    source: str = "",
+    cache_dir: str | Path | None = None,
 ) -> tuple[ImageTextSet, Report]:
     """Load every usable row of a table of pairs; bad rows are left out, and all named at once.
 
@@ -39,6 +45,9 @@ def load_pairs(
         Height and width of the images, pixels.
     name, source : str
         What the set is called, and where it is from.
+    cache_dir : path, optional
+        Where prepared images are kept, readable by their owner only, see
+        :mod:`flwr_afuic.data.clinical.warm`; later calls need no MONAI.
 
     Returns
     -------
@@ -52,13 +61,16 @@ def load_pairs(
     """
     rows, problems = read_pairs(table)
     preparation = Preparation(size=(size, size), channels=1)
+    store = WarmStore(None if cache_dir is None else Path(cache_dir), preparation)
+    items = [Item(row.path, None, 0, files_of(row.path)) for row in rows]
     images, usable = [], []
-    for row in rows:
-        try:
-            images.append(preparation.image(row.path)[0])
+    for row, result in zip(rows, store.load(items), strict=True):
+        if isinstance(result, str):
+            kind, _, text = result.partition(": ")
+            problems.append(Problem(row.line, row.sample_id, kind, text))
+        else:
+            images.append(result[0])
             usable.append(row)
-        except DataError as error:
-            problems.append(Problem(row.line, row.sample_id, "unreadable", str(error)))
     lines = {row.line for row in rows} | {problem.line for problem in problems}
     report = Report(len(lines), len(usable), tuple(sorted(problems)))
     if not usable:
@@ -79,7 +91,10 @@ def load_pairs(
 
 
 def load_covid_cxr_text(
-    data_dir: str | Path | None = None, *, size: int = 64
+    data_dir: str | Path | None = None,
+    *,
+    size: int = 64,
+    cache_dir: str | Path | None = None,
 ) -> tuple[ImageTextSet, Report]:
     """Load the 352 chest X-rays with texts of ``covid_cxr_text``.
 
@@ -90,6 +105,8 @@ def load_covid_cxr_text(
         :func:`~flwr_afuic.data.sources.resolve_data_dir`.
     size : int
         Height and width, pixels.
+    cache_dir : path, optional
+        See :func:`load_pairs`.
 
     Raises
     ------
@@ -104,4 +121,6 @@ def load_covid_cxr_text(
             f"folder there, name its parent with --data-dir or ${DATA_DIR_VARIABLE}, or use the "
             "generated pairs of make_pair_phantoms"
         )
-    return load_pairs(table, size=size, name=COVID_CXR_TEXT, source=_SOURCE)
+    return load_pairs(
+        table, size=size, name=COVID_CXR_TEXT, source=_SOURCE, cache_dir=cache_dir
+    )

@@ -95,6 +95,21 @@ def test_every_bad_row_is_named_at_once(tmp_path):
     assert 0 <= float(pairs.images.min()) <= float(pairs.images.max()) <= 1
 
 
+def test_prepared_images_are_kept_for_the_next_time(tmp_path, monkeypatch):
+    names = [picture(tmp_path, f"{n}.png", n) for n in (1, 2)]
+    path = table(tmp_path, *(f"{name},7,Spain,,CC BY,,meta {name}" for name in names))
+    first, _ = load_pairs(path, size=16, cache_dir=tmp_path / "warm")
+    assert len(list((tmp_path / "warm").iterdir())) == 2
+
+    def no_reading(*_):
+        raise AssertionError("an image was read again")
+
+    monkeypatch.setattr("flwr_afuic.data.clinical.preparation.Preparation.image", no_reading)
+    again, _ = load_pairs(path, size=16, cache_dir=tmp_path / "warm")
+    assert torch.equal(first.images, again.images)
+    assert again.captions == first.captions
+
+
 @pytest.mark.parametrize(
     ("header", "text"),
     [
