@@ -95,7 +95,7 @@ def federation_of(arguments: argparse.Namespace, work: Path) -> None:
     public = split_places(everything, clients).public
     plan = Pretraining(shape=SmallCLIP(), steps=arguments.pretraining_steps)
     backbone = pretrain(public, plan, seed=0, cache_dir=arguments.cache / "models")
-    print(f"base model: pretrained on {len(public)} pairs of other places, frozen")
+    print(f"base model {backbone.fingerprint}: {len(public)} pairs of other places, then frozen")
 
     known = everything.take([i for i, p in enumerate(everything.places) if p in clients])
     pairs = backbone.encode(known)

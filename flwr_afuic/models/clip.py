@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +93,21 @@ class Backbone:
             mean=self.mean,
             std=self.std,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, vocabulary and scaling: equal wherever the same backbone is held.
+
+        Adapters mean nothing on another backbone, and no error would show it: compare this between
+        the sites and the server before training.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.clip.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        words = sorted(self.tokenizer.get_vocab().items())
+        digest.update(json.dumps([words, self.mean, self.std]).encode())
+        return digest.hexdigest()[:16]
 
     def encode(self, pairs: ImageTextSet) -> Pairs:
         """Encode captions for this backbone; images must have its size already.

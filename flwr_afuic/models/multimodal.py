@@ -79,7 +79,6 @@ class AdapterCLIP(nn.Module):
         self.eval()
         self.register_buffer("mean", torch.tensor(mean)[None, :, None, None])
         self.register_buffer("std", torch.tensor(std)[None, :, None, None])
-        self._scaled = torch.exp(self.clip.logit_scale.detach()).clamp(max=100.0)
         names = [n for n, p in self.clip.named_parameters() if p.requires_grad]
         self._inner = {_outer(name): name for name in sorted(names, key=_order)}
         self._initialise(derive_seed(seed, "adapters"))
@@ -183,7 +182,8 @@ class AdapterCLIP(nn.Module):
 
     def scale(self) -> Tensor:
         """Return the factor of similarities, ``exp(logit_scale)``, frozen with the backbone."""
-        return self._scaled
+        factor: Tensor = self.clip.logit_scale.detach().exp().clamp(max=100.0)
+        return factor
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return logits of all images against all captions. # shape: (n, m)."""

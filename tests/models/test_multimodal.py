@@ -159,11 +159,13 @@ def test_pretraining_teaches_repeats_and_is_kept(tmp_path):
     assert torch.equal(numbers[0], numbers[1])
     assert torch.equal(numbers[0], numbers[2])
     assert torch.equal(found.encode(public).tokens, data.tokens)
+    assert made.fingerprint == found.fingerprint == anew.fingerprint
     untrained = build_small_clip(TINY, anew.tokenizer, seed=0).with_adapters()
     trained = anew.with_adapters()
     assert score_pairs(trained, data).loss < 0.8 * score_pairs(untrained, data).loss
-    pretrain(public, settings, seed=1, cache_dir=tmp_path)
+    other = pretrain(public, settings, seed=1, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+    assert other.fingerprint != made.fingerprint
 
 
 def test_a_backbone_is_loaded_from_a_folder_also_one_with_three_channels(tmp_path, backbone):

@@ -121,6 +121,4 @@ def load_covid_cxr_text(
             f"folder there, name its parent with --data-dir or ${DATA_DIR_VARIABLE}, or use the "
             "generated pairs of make_pair_phantoms"
         )
-    return load_pairs(
-        table, size=size, name=COVID_CXR_TEXT, source=_SOURCE, cache_dir=cache_dir
-    )
+    return load_pairs(table, size=size, name=COVID_CXR_TEXT, source=_SOURCE, cache_dir=cache_dir)
