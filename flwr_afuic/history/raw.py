@@ -7,10 +7,13 @@ window's mean. A window here is one merge; a site's record holds every update it
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flwr_afuic.errors import HistoryError, RecordError
 from flwr_afuic.federation.buffer import Update
@@ -18,6 +21,7 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.history.store import Deletion, Participant, UpdateStore, Window
 
 _FACTS = "facts"
+_LAYOUT = "layout"
 _MAGIC = b"PK"  # of the archive that np.savez writes
 _INITIAL = "initial"
 
@@ -127,15 +131,40 @@ def _norm(merged: list[MergedUpdate]) -> float:
 
 
 def _pack(merged: list[MergedUpdate]) -> bytes:
+    """Write updates as one flat array each and dtype: adapters are hundreds of small arrays."""
     facts = [[m.update.base_version, m.update.examples, m.weight] for m in merged]
-    named = {
-        f"{number}/{index}": array
-        for number, m in enumerate(merged)
-        for index, array in enumerate(m.update.arrays)
+    layout = [[list(a.shape), a.dtype.str] for a in merged[0].update.arrays]
+    named: dict[str, NDArray[Any]] = {
+        _FACTS: np.array(facts, np.float64),
+        _LAYOUT: np.frombuffer(json.dumps(layout).encode(), np.uint8),
     }
+    for number, m in enumerate(merged):
+        for dtype, parts in _by_dtype(m.update.arrays).items():
+            named[f"{number}/{dtype}"] = np.concatenate([part.ravel() for part in parts])
     target = io.BytesIO()
-    np.savez(target, allow_pickle=False, **{_FACTS: np.array(facts, np.float64)}, **named)
+    np.savez(target, allow_pickle=False, **named)
     return target.getvalue()
+
+
+def _by_dtype(arrays: Arrays) -> dict[str, Arrays]:
+    found: dict[str, Arrays] = {}
+    for array in arrays:
+        found.setdefault(array.dtype.str, []).append(array)
+    return found
+
+
+def _arrays(stored: Any, number: int, layout: list[tuple[tuple[int, ...], str]]) -> Arrays:
+    """Cut the flat arrays of an update up again."""
+    flat = {dtype: stored[f"{number}/{dtype}"] for dtype in {dtype for _, dtype in layout}}
+    start = dict.fromkeys(flat, 0)
+    arrays: Arrays = []
+    for shape, dtype in layout:
+        size = int(np.prod(shape, dtype=np.int64))
+        arrays.append(flat[dtype][start[dtype] : start[dtype] + size].reshape(shape))
+        start[dtype] += size
+    if any(start[dtype] != len(array) for dtype, array in flat.items()):
+        raise ValueError("more entries than its layout names")
+    return arrays
 
 
 def is_raw(record: bytes) -> bool:
@@ -148,18 +177,13 @@ def unpack_updates(site: str, data: bytes) -> list[MergedUpdate]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             facts = stored[_FACTS]
-            count = (len(stored.files) - 1) // len(facts)
+            layout = [(tuple(s), str(d)) for s, d in json.loads(stored[_LAYOUT].tobytes())]
             return [
                 MergedUpdate(
-                    Update(
-                        site,
-                        int(base),
-                        int(examples),
-                        [stored[f"{number}/{index}"] for index in range(count)],
-                    ),
+                    Update(site, int(base), int(examples), _arrays(stored, number, layout)),
                     float(weight),
                 )
                 for number, (base, examples, weight) in enumerate(facts)
             ]
-    except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"a stored update of {site} is damaged: {error}") from error
