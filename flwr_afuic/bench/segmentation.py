@@ -223,11 +223,12 @@ def make_strategy(settings: HippocampusSettings, proxies: ClinicalSet, **options
             lr=settings.unlearning_lr,
             batch_size=size,
             anchor_batch_size=size,
+            anchor_weight=settings.unlearning_anchor,
         ),
         "distillation": DistillationSettings(
             steps=settings.distillation_steps,
             lr=settings.distillation_lr,
-            views=4,
+            views=settings.distillation_views,
             batch_size=size,
         ),
         "invariance": InvarianceSettings(steps=2, batch_size=size),
