@@ -28,6 +28,8 @@ from flwr_afuic.data.sources import resolve_data_dir
 from flwr_afuic.errors import ConfigError, FederationError
 from flwr_afuic.seeds import derive_seed
 
+BEGIN = "<!-- table: flwr-afuic bench wall -->"
+
 _TIMEOUT = 300.0
 _SITE_CASES = 16
 _SHAPE = (35, 51, 35)

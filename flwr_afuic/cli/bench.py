@@ -16,6 +16,7 @@ from flwr_afuic.cli.bench_membership import membership
 from flwr_afuic.cli.bench_multimodal import multimodal
 from flwr_afuic.cli.bench_reference import reference
 from flwr_afuic.cli.bench_segmentation import segmentation
+from flwr_afuic.cli.bench_wall import wall
 from flwr_afuic.errors import ConfigError
 
 _PLAIN_STEPS = {"lr": 0.1, "momentum": 0.0}
@@ -31,6 +32,7 @@ app.command("ablation")(ablation)
 app.command("latency")(latency)
 app.command("membership")(membership)
 app.command("reference")(reference)
+app.command("wall")(wall)
 
 
 @app.callback()

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flwr_afuic.cli import bench_segmentation as segmentation
 from flwr_afuic.cli import options
 from flwr_afuic.errors import ConfigError
 
 if TYPE_CHECKING:
     from flwr_afuic.bench.forget import Cells, ForgetRunner, Plan
+
+_OUT = Path("runs/forget")
 
 
 def forget(
@@ -26,6 +29,10 @@ def forget(
         str,
         typer.Option(help="backdoor, mislabel, exclusive, clean, samples or patient."),
     ] = "backdoor",
+    task: Annotated[
+        str,
+        typer.Option(help="classification, or segmentation: AFU-IC on hippocampus MRI volumes."),
+    ] = "classification",
     planted: Annotated[
         int, typer.Option(help="Seeds 0, 1, 2, ... are run until so many planted their backdoor.")
     ] = 3,
@@ -52,9 +59,7 @@ def forget(
         bool, typer.Option("--plan", help="Only print the runs and their estimated time.")
     ] = False,
     data_dir: options.DataDir = None,
-    out: Annotated[Path, typer.Option(help="Folder of finished runs, which are kept.")] = Path(
-        "runs/forget"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of finished runs, which are kept.")] = _OUT,
     json_file: options.JsonFile = None,
     markdown: Annotated[
         Path | None,
@@ -80,6 +85,26 @@ def forget(
     from flwr_afuic.cli.bench import names, read_seeds
 
     options.use_data_dir(data_dir)
+    if task == "segmentation":
+        if methods or constants:
+            raise ConfigError(
+                "--task segmentation compares AFU-IC with retraining and no unlearning; leave "
+                "--methods and --constant out"
+            )
+        place = out if out != _OUT else Path("runs/segmentation")
+        segmentation.run(
+            "site,patient",
+            seeds or "0",
+            {"cache_dir": str(place / "warm"), **options.read_pairs(pairs or [])},
+            out=place,
+            json_file=json_file,
+            markdown=markdown,
+            fresh=fresh,
+            quiet=quiet,
+        )
+        return
+    if task != "classification":
+        raise ConfigError(f"--task is {task!r}; use classification or segmentation")
     if planted < 1:
         raise ConfigError(f"--planted is {planted}; it must be at least 1")
     protocol = Protocol(staleness, rounds_after, judged_on)

@@ -37,6 +37,33 @@ def segmentation(
 
     Example: flwr-afuic bench segmentation --areas patient --seeds 0-2
     """
+    options.use_data_dir(data_dir)
+    asked = {**options.read_pairs(pairs or []), "cases": cases}
+    asked["cache_dir"] = str(out / "warm" if cache is None else cache)
+    run(
+        areas,
+        seeds,
+        asked,
+        out=out,
+        json_file=json_file,
+        markdown=markdown,
+        fresh=fresh,
+        quiet=quiet,
+    )
+
+
+def run(
+    areas: str,
+    seeds: str,
+    values: dict[str, Any],
+    *,
+    out: Path,
+    json_file: Path | None,
+    markdown: Path | None,
+    fresh: bool,
+    quiet: bool,
+) -> None:
+    """Run what has not been run yet, print the tables and write what was asked for."""
     from flwr_afuic.app.demo import write_json
     from flwr_afuic.app.summary import versions
     from flwr_afuic.bench import segmentation_table as tables
@@ -46,18 +73,12 @@ def segmentation(
     from flwr_afuic.bench.segmentation_runs import SegmentationRunner
     from flwr_afuic.cli.bench import read_seeds
 
-    options.use_data_dir(data_dir)
     wanted = [name.strip() for name in areas.split(",") if name.strip()]
     for area in wanted:
         check_area(area)
     if not wanted:
         raise ConfigError("--areas names nothing; use site, patient or both")
     numbers = read_seeds(seeds)
-    values: dict[str, Any] = {
-        **options.read_pairs(pairs or []),
-        "cases": cases,
-        "cache_dir": str(out / "warm" if cache is None else cache),
-    }
     try:
         settings = HippocampusSettings(**values)
     except TypeError as error:
@@ -77,5 +98,8 @@ def segmentation(
         write_json(json_file, {"figures": figures, **content})
     if markdown is not None:
         image = draw(results, markdown.parent / "images" / "segmentation.png")
-        fill(markdown, f"![{CAPTION}](images/{image.name})\n\n{text}",
-             begin_mark=tables.BEGIN)  # fmt: skip
+        fill(
+            markdown,
+            f"![{CAPTION}](images/{image.name})\n\n{text}",
+            begin_mark=tables.BEGIN,
+        )
