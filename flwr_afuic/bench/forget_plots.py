@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flwr_afuic.bench.forget import Cells
 from flwr_afuic.bench.forget_figures import rows
@@ -39,7 +40,7 @@ _COLOURS = {
     "retrain_floor": "#2b3440",
 }
 _MARKS = dict(zip(_COLOURS, "osv^D<>PXd", strict=True))
-_SIDE = 3.1
+_HEAD, _SIDE = 0.75, 3.1
 _COLUMNS = 2
 
 
@@ -51,7 +52,7 @@ def draw_resurfacing(all_cells: Sequence[Cells], path: Path) -> Path:
         "Backdoor success (or the score on the erased data) minus retraining's at the same round; "
         "means over seeds.",
     )
-    for index, (cells, axes) in enumerate(zip(all_cells, places, strict=True)):
+    for cells, axes in zip(all_cells, places, strict=True):
         axes.axhline(0.0, color=INK, linewidth=1.0, linestyle=(0, (3, 2)))
         for method in ("retrain_floor", *cells.plan.methods):
             curve = _curve(cells, method)
@@ -62,9 +63,7 @@ def draw_resurfacing(all_cells: Sequence[Cells], path: Path) -> Path:
                     zorder=5 if method == "afuic" else 3,
                 )  # fmt: skip
         axes.set_xlabel("rounds after the merge", fontsize=8, color=MUTED)
-        if index == 0:
-            axes.legend(fontsize=6.5, frameon=False, ncols=2, loc="upper left")
-    return _written(figure, path)
+    return _written(figure, places, path)
 
 
 def draw_plane(all_cells: Sequence[Cells], path: Path) -> Path:
@@ -74,7 +73,7 @@ def draw_plane(all_cells: Sequence[Cells], path: Path) -> Path:
         "Forgetting against keeping",
         "Last round, means over seeds, bars one standard deviation: retraining is the origin.",
     )
-    for index, (cells, axes) in enumerate(zip(all_cells, places, strict=True)):
+    for cells, axes in zip(all_cells, places, strict=True):
         axes.axhline(0.0, color=INK, linewidth=0.8)
         axes.axvline(0.0, color=INK, linewidth=0.8)
         for row in rows(cells):
@@ -89,9 +88,8 @@ def draw_plane(all_cells: Sequence[Cells], path: Path) -> Path:
             )  # fmt: skip
         axes.set_xlabel("test score minus retraining's", fontsize=8, color=MUTED)
         axes.set_ylabel("score on the erased data, likewise", fontsize=8, color=MUTED)
-        if index == 0:
-            axes.legend(fontsize=6.5, frameon=False, ncols=2)
-    return _written(figure, path)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    return _written(figure, places, path)
 
 
 def _curve(cells: Cells, method: str) -> dict[int, float]:
@@ -113,12 +111,12 @@ def _curve(cells: Cells, method: str) -> dict[int, float]:
 
 def _panels(all_cells: Sequence[Cells], title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
     lines = max(1, -(-len(all_cells) // _COLUMNS))
-    height = 0.9 + _SIDE * lines
+    height = _HEAD + _SIDE * lines
     figure = blank_figure(height, title, subtitle)
     places = []
     for index, cells in enumerate(all_cells):
         line, column = divmod(index, _COLUMNS)
-        bottom = 1 - (0.9 + _SIDE * (line + 1) - 0.45) / height
+        bottom = 1 - (_HEAD + _SIDE * (line + 1) - 0.45) / height
         axes = figure.add_axes((0.08 + 0.48 * column, bottom, 0.41, (_SIDE - 0.85) / height))
         axes.set_title(cells.plan.piece(0, "afuic").dataset, fontsize=10, color=INK, loc="left",
                        parse_math=False)  # fmt: skip
@@ -131,6 +129,14 @@ def _panels(all_cells: Sequence[Cells], title: str, subtitle: str) -> tuple[Figu
     return figure, places
 
 
-def _written(figure: Figure, path: Path) -> Path:
+def _written(figure: Figure, places: Sequence[Axes], path: Path) -> Path:
+    named = {}
+    for axes in places:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        named.values(), named.keys(), fontsize=7.5, frameon=False, ncols=5, loc="upper left",
+        bbox_to_anchor=(0.01, 1 - 0.58 / figure.get_figheight()), handlelength=1.6,
+    )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     return save(figure, path)
