@@ -21,15 +21,16 @@ _HEIGHT = 6.4
 def draw(results: MemoryResults, path: Path) -> Path:
     """Write the picture as PNG and return its path."""
     figure = blank_figure(
-        _HEIGHT,
+        _HEIGHT if results.codec else _HEIGHT / 2 + 0.4,
         "Storage of a federation's updates, and what is unlearned from them",
-        "Above: one point a way of storing, means over seeds, unlearned and not recovered; lines: "
-        "retraining. Below: bits on a Gaussian source.",
+        "One point a way of storing, means over seeds, not recovered; lines: retraining"
+        + (". Below: bits on a Gaussian source." if results.codec else "."),
     )
+    bottom, height = (0.53, 0.30) if results.codec else (0.14, 0.62)
     count = max(1, len(results.runs))
     for index, (dataset, runs) in enumerate(results.runs.items()):
         left = 0.07 + index * 0.92 / count
-        axes = _axes(figure, (left, 0.53, 0.92 / count - 0.05, 0.30), dataset)
+        axes = _axes(figure, (left, bottom, 0.92 / count - 0.05, height), dataset)
         _scores(axes, runs, labelled=index == 0)
     if results.codec:
         _rates(_axes(figure, (0.07, 0.08, 0.38, 0.29), "bits per entry"), results.codec)

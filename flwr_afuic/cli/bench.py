@@ -166,6 +166,9 @@ def memory(
     long: Annotated[
         bool, typer.Option("--long", help="100 rounds of it besides 20, which takes a while.")
     ] = False,
+    parts: Annotated[
+        str, typer.Option(help="What to run and print, of federations, codec and history.")
+    ] = "federations,codec,history",
     pairs: options.Settings = None,
     data_dir: options.DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder of finished runs, which are kept.")] = Path(
@@ -196,6 +199,9 @@ def memory(
     values = {**_PLAIN_STEPS, **options.read_pairs(pairs or [])}
     plans = [AppSettings.from_mapping({**values, "dataset": n}) for n in names(datasets)]
     asked = MemorySettings(rounds, recovery, decay)
+    wanted = {part.strip() for part in parts.split(",")}
+    if not wanted or wanted - {"federations", "codec", "history"}:
+        raise ConfigError(f"--parts {parts!r}: name federations, codec, history, commas between")
 
     def told(line: str) -> None:
         if not quiet:
@@ -203,9 +209,9 @@ def memory(
 
     runner = MemoryRunner(out, fresh=fresh, told=told)
     results = MemoryResults(
-        runner.federations(plans, read_seeds(seeds), asked),
-        runner.codec(),
-        [runner.history(size) for size in sizes],
+        runner.federations(plans, read_seeds(seeds), asked) if "federations" in wanted else {},
+        runner.codec() if "codec" in wanted else {},
+        [runner.history(size) for size in sizes] if "history" in wanted else [],
     )
     text = tables.markdown(results)
     typer.echo(text)

@@ -315,6 +315,11 @@ def test_it_prints_writes_fills_draws_and_repeats_nothing(bench, tmp_path):
     assert status == 0
     assert again == out
     assert err.count("taken from") == 3
+    status, part, err = bench(*arguments, "--parts", "federations")
+    assert status == 0, err
+    assert err.count("taken from") == 1
+    assert "| fp32 |" in part
+    assert "R(D)" not in part
 
 
 @pytest.mark.parametrize(
@@ -324,6 +329,7 @@ def test_it_prints_writes_fills_draws_and_repeats_nothing(bench, tmp_path):
         (["--datasets", " "], "name each data set once"),
         (["--seeds", "x"], "--seeds 'x'"),
         (["--set", "lr=0"], "lr is 0"),
+        (["--parts", "all"], "name federations, codec, history"),
     ],
 )
 def test_bad_input_is_one_line(bench, arguments, word, tmp_path):
