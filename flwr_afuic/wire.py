@@ -75,6 +75,7 @@ KIND_LOCK = "lock"
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 
 _LATEST = 253402300800.0  # the first second of the year 10000
+_MOST_COUNTED = 2**53  # more than any site holds, and every smaller integer is exact on disk
 _HEX = re.compile(r"[0-9a-f]{0,128}")
 MAX_PENDING = 64
 """Most requests one reply may carry; a site with more reports the oldest first."""
@@ -118,8 +119,11 @@ class ErasureNotice:
             )
         if self.scope not in get_args(Scope):
             raise WireError(f"scope is {self.scope!r}; it must be 'client' or 'samples'")
-        if type(self.count) is not int or self.count < 1:
-            raise WireError(f"count is {self.count!r}; an erasure names at least one sample")
+        if type(self.count) is not int or not 1 <= self.count <= _MOST_COUNTED:
+            raise WireError(
+                f"count is {str(self.count)[:40]}; an erasure names at least one sample, and no "
+                f"more than {_MOST_COUNTED}"
+            )
         if not isinstance(self.commitment, str) or not _HEX.fullmatch(self.commitment):
             raise WireError("commitment must be a lowercase hex string of at most 128 characters")
         if self.reason not in REASON_CODES:
@@ -219,14 +223,15 @@ class Evidence:
             if before is None or after is None:
                 raise WireError(f"{EVIDENCE} lacks the scores before and after")
             delta_norm = float(row["delta_norm"])
-            if not math.isfinite(delta_norm):
-                raise WireError(f"{EVIDENCE} holds a delta norm of {delta_norm}")
+            steps = int(row["steps"])
+            if not math.isfinite(delta_norm) or abs(steps) > _MOST_COUNTED:
+                raise WireError(f"{EVIDENCE} holds no finite delta norm, or too many steps")
             return cls(
                 before=before,
                 after=after,
                 reference=scores["reference"],
                 holdout=scores["holdout"],
-                steps=int(row["steps"]),
+                steps=steps,
                 stop_reason=str(row["stop_reason"])[:200],
                 delta_norm=delta_norm,
                 privacy=_entries(row.get("privacy")),
@@ -306,7 +311,10 @@ def read_score(loss: object, accuracy: object, count: object, name: object = Non
     """Build a score from untrusted values; WireError names what is malformed."""
     words = "accuracy" if name is None else str(name)
     try:
-        return ForgetScore(float(loss), float(accuracy), int(count), words)  # type: ignore[arg-type, call-overload]
+        examples = int(count)  # type: ignore[call-overload]
+        if examples > _MOST_COUNTED:
+            raise WireError("a site's score is malformed: no site holds that many examples")
+        return ForgetScore(float(loss), float(accuracy), examples, words)  # type: ignore[arg-type]
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise WireError(f"a site's score is malformed: {error}") from error
 

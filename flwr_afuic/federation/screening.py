@@ -12,7 +12,6 @@ from flwr_afuic.federation.layout import Arrays, Layout
 
 _WINDOW = 32
 _ENOUGH = 5
-_TINY = 1e-30
 
 
 class UpdateScreen:
@@ -23,9 +22,10 @@ class UpdateScreen:
     layout : Layout
         The federation's model.
     norm_factor : float
-        An update whose norm over trained arrays exceeds this multiple of the median of
-        recently accepted norms is refused. Judged only once five have been accepted; a
-        norm of zero is always allowed.
+        An update whose norm over trained arrays exceeds this multiple of the typical norm
+        is refused: of the median over sites of each site's recently accepted norms, so that no
+        site moves it by sending much. Judged only once five have been accepted; a norm of
+        zero is always allowed, and teaches nothing.
     """
 
     def __init__(self, layout: Layout, *, norm_factor: float = 20.0) -> None:
@@ -33,23 +33,26 @@ class UpdateScreen:
             raise ConfigError(f"norm_factor must exceed 1, got {norm_factor}")
         self._layout = layout
         self._factor = norm_factor
-        self._norms: deque[float] = deque(maxlen=_WINDOW)
+        self._norms: dict[str, deque[float]] = {}
 
     @property
     def typical_norm(self) -> float | None:
-        """Median norm of recently accepted updates, or None before there are enough."""
-        return float(np.median(self._norms)) if len(self._norms) >= _ENOUGH else None
+        """Median over sites of their median recent norm, or None before there are enough."""
+        if sum(map(len, self._norms.values())) < _ENOUGH:
+            return None
+        return float(np.median([np.median(norms) for norms in self._norms.values()]))
 
     @property
-    def norms(self) -> list[float]:
-        """Norms of recently accepted updates, oldest first."""
-        return list(self._norms)
+    def norms(self) -> list[tuple[str, float]]:
+        """Site and norm of recently accepted updates, of each site the oldest first."""
+        return [(site, norm) for site, norms in self._norms.items() for norm in norms]
 
-    def remember(self, norms: Iterable[float]) -> None:
+    def remember(self, norms: Iterable[tuple[str, float]]) -> None:
         """Take up the norms an earlier run accepted."""
-        self._norms.extend(norms)
+        for site, norm in norms:
+            self._norms.setdefault(site, deque(maxlen=_WINDOW)).append(norm)
 
-    def refuse(self, update: Arrays, examples: int) -> str | None:
+    def refuse(self, update: Arrays, examples: int, site: str = "") -> str | None:
         """Return why the update is refused, or None if it is sound.
 
         Parameters
@@ -59,6 +62,8 @@ class UpdateScreen:
             have been checked on the reply itself.
         examples : int
             The site's number of training examples.
+        site : str
+            Who sends it.
         """
         if examples <= 0:
             return f"num_examples is {examples}; a site that trained on nothing cannot be weighed"
@@ -66,10 +71,11 @@ class UpdateScreen:
         if not np.isfinite(norm):
             return "the update's norm is not finite"
         typical = self.typical_norm
-        if typical is not None and norm > self._factor * max(typical, _TINY):
+        if typical is not None and norm > self._factor * typical:
             return (
                 f"the update's norm {norm:.3g} is over {self._factor:g} times the median "
                 f"{typical:.3g} of recent updates"
             )
-        self._norms.append(norm)
+        if norm > 0:
+            self.remember([(site, norm)])
         return None

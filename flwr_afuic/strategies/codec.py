@@ -252,9 +252,10 @@ def _whole(value: object) -> int:
     number = _real(value)
     if not np.isfinite(number) or number != int(number):
         raise WireError(f"the number of examples is {value!r}; it must be a whole number")
-    if abs(number) > _MOST_EXAMPLES:
+    whole = value if isinstance(value, int) else int(number)  # a float of a large int rounds
+    if abs(whole) > _MOST_EXAMPLES:
         raise WireError(f"the number of examples is {value!r}; no site holds that many")
-    return int(number)
+    return whole
 
 
 def _real(value: object) -> float:

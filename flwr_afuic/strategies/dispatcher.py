@@ -8,9 +8,17 @@ from typing import Literal
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
+from flwr_afuic.errors import WireError
 from flwr_afuic.federation.clock import Clock, RealClock
 from flwr_afuic.federation.roster import Member
+
+# What Flower raises on a message of hostile bytes; a connection that fails raises something else.
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError),
+    DecodeError,
+)
 
 TaskKind = Literal["train", "evaluate", "unlearn", "verify", "poll", "gate"]
 
@@ -100,10 +108,13 @@ class Dispatcher:
         self._pending[ids[0]] = task
         return True
 
-    def replies(self) -> Iterator[tuple[Task, Message | None]]:
-        """Yield each finished task with its reply, or with None where the deadline passed."""
+    def replies(self) -> Iterator[tuple[Task, Message | WireError | None]]:
+        """Yield each finished task with its reply, or with None where the deadline passed.
+
+        A reply that Flower itself cannot read comes as the WireError that says so.
+        """
         for message_id in list(self._pending):
-            found = list(self._grid.pull_messages([message_id]))
+            found = self._pull(message_id)
             late = self._clock.now() >= self._pending[message_id].deadline
             if found or late:
                 task = self._pending.pop(message_id)
@@ -113,6 +124,18 @@ class Dispatcher:
                     yield task, found[0] if found else None
                 finally:
                     self._in_hand = None
+
+    def _pull(self, message_id: str) -> list[Message | WireError]:
+        try:
+            found = list(self._grid.pull_messages([message_id]))
+        except _UNREADABLE as error:
+            return [WireError(f"Flower cannot read the reply ({type(error).__name__})")]
+        for message in found:
+            if not isinstance(message, Message) or not (
+                message.has_content() or message.has_error()
+            ):
+                return [WireError("the reply is no message with a content")]
+        return list(found)
 
     def next_deadline(self) -> float | None:
         """When the next task in flight expires, or None."""

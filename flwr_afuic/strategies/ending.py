@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 from flwr.supercore import log
 
-from flwr_afuic.errors import AfuicError, FederationError
+from flwr_afuic.errors import AfuicError, FederationError, WireError
 from flwr_afuic.federation.journal import Span
 from flwr_afuic.strategies.dispatcher import Task
 
@@ -60,7 +60,7 @@ def drain(run: FederationRun) -> None:
             return
 
 
-def _handle_last(run: FederationRun, task: Task, message: Message | None) -> None:
+def _handle_last(run: FederationRun, task: Task, message: Message | WireError | None) -> None:
     """Handle a reply after the last merge: evaluations count, training no longer does."""
     if task.kind == "evaluate":
         run.handle(task, message)
@@ -69,7 +69,7 @@ def _handle_last(run: FederationRun, task: Task, message: Message | None) -> Non
         Span(task.member.site, task.kind, task.sent - run.started, run.elapsed)
     )
     run.intake.release(task)
-    if message is not None and not message.has_error() and task.kind == "train":
+    if isinstance(message, Message) and not message.has_error() and task.kind == "train":
         try:
             run.learn(task.member, run.dialect.read_train(message.content).info)
         except AfuicError as error:

@@ -214,7 +214,8 @@ class ErasureHooks(RunHooks):
         """Move every request as far as it can go now."""
         with self._lock:
             self.commands.take()
-            for record in self.book:
+            # What is open comes before further looks at what is completed.
+            for record in sorted(self.book, key=lambda record: not record.open):
                 if not record.leader:
                     self._advance(record)
                 if record.open:

@@ -105,7 +105,7 @@ class Intake:
         else:
             member.returns_delta = False
             raise WireError("the client returned weights where it returned deltas before")
-        reason = self.screen.refuse(update, reply.examples)
+        reason = self.screen.refuse(update, reply.examples, member.site)
         if reason is not None:
             raise WireError(reason)
         run.roster.succeeded(member)

@@ -205,7 +205,9 @@ class FederationRun:
         self._round_progress = int(engine["round_progress"])
         self.started = self.clock.now() - float(engine["elapsed"])
         self.counters = Counters(**engine["counters"])
-        self.intake.screen.remember(engine["norms"])
+        # States of before sites were told apart hold bare norms.
+        known = [("", row) if isinstance(row, float) else row for row in engine["norms"]]
+        self.intake.screen.remember((str(site), float(norm)) for site, norm in known)
         self._resumes = resumes
         if self.settings.recorder is not None:
             self.settings.recorder.resume(self.version)
@@ -333,7 +335,7 @@ class FederationRun:
 
     # ---- replies --------------------------------------------------------------------
 
-    def handle(self, task: Task, message: Message | None) -> None:
+    def handle(self, task: Task, message: Message | WireError | None) -> None:
         """Take in what became of a task; what is malformed is quarantined."""
         member = task.member
         self.journal.spans.append(
@@ -343,6 +345,8 @@ class FederationRun:
             if message is None:
                 self.counters.expired += 1
                 self._fail(task, f"no reply within {self.timeout:g} s")
+            elif isinstance(message, WireError):
+                raise message
             elif message.has_error():
                 self.counters.failed += 1
                 reason = explain_error((message.error.reason or "").strip())

@@ -10,6 +10,7 @@ from flwr.app import MessageType
 from flwr_afuic import wire
 from flwr_afuic.erasure.book import ErasureRecord, State
 from flwr_afuic.errors import WireError
+from flwr_afuic.federation.roster import Member
 from flwr_afuic.strategies.codec import EvaluateReply
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.erasure_desk import ErasureDesk
@@ -30,6 +31,7 @@ class Verification:
     def __init__(self, desk: ErasureDesk, begin_again: Callable[[ErasureRecord], object]) -> None:
         self._desk = desk
         self._begin_again = begin_again
+        self._watched: dict[str, int] = {}
 
     def try_send(self, record: ErasureRecord) -> None:
         """Ask the site for its score if one is due and the site is free."""
@@ -40,7 +42,8 @@ class Verification:
         if record.state is State.COMPLETED and record.notice.scope == "client":
             return  # released: the site owes the federation nothing more
         member = desk.free_member(record.site)
-        if member is None:
+        watches = record.state is State.COMPLETED
+        if member is None or (watches and not self._may_watch(record.site, member)):
             return
         config = run.config_for(member, wire.TASK_VERIFY, {})
         config[wire.REQUEST] = record.request_id
@@ -51,8 +54,17 @@ class Verification:
         content = run.dialect.evaluate(run.record_of(run.version, run.arrays), config)
         task = Task(member, "verify", run.version, run.round, request_id=record.request_id)
         if run.dispatcher.send(task, MessageType.EVALUATE, content):
-            done = record.state is State.COMPLETED
-            attempt.next_verification = run.round + (desk.settings.watch_every if done else 1)
+            attempt.next_verification = run.round + (desk.settings.watch_every if watches else 1)
+            if watches:
+                self._watched[record.site] = member.tasks_sent
+
+    def _may_watch(self, site: str, member: Member) -> bool:
+        """Whether a completed request may be scored again now.
+
+        A site with many of them must have its turn at something else in between.
+        """
+        turn = self._watched.get(site) != member.tasks_sent
+        return turn or not self._desk.run.hooks.may_train(site)
 
     def accept(self, record: ErasureRecord, task: Task, reply: EvaluateReply) -> None:
         """Take the reply to a verification task; WireError if it is unusable."""

@@ -50,10 +50,28 @@ def test_the_median_follows_recent_updates() -> None:
     assert judge.refuse(step(199), 1) is None
 
 
-def test_zero_is_allowed_and_all_zero_does_not_divide() -> None:
-    judge = screen(5, norm=0.0)
-    assert judge.refuse(step(0), 1) is None
-    assert judge.refuse(step(1e-9), 1) is not None
+def test_zero_is_allowed_and_teaches_nothing() -> None:
+    judge = screen(50, norm=0.0)
+    assert judge.typical_norm is None
+    assert judge.refuse(step(1), 1) is None
+    judge = screen(5)
+    for _ in range(50):
+        assert judge.refuse(step(0), 1) is None
+    assert judge.typical_norm == 1.0
+
+
+@pytest.mark.parametrize("norm", [1e-12, 15.0])
+def test_one_site_that_sends_much_does_not_move_the_median(norm: float) -> None:
+    judge = UpdateScreen(LAYOUT)
+    for site in ("a", "b"):
+        for _ in range(3):
+            assert judge.refuse(step(1), 1, site) is None
+    for _ in range(100):
+        assert judge.refuse(step(norm), 1, "c") is None
+    assert judge.typical_norm == 1.0
+    again = UpdateScreen(LAYOUT)
+    again.remember(judge.norms)
+    assert again.typical_norm == 1.0
 
 
 def test_statistics_have_no_part_in_the_norm() -> None:

@@ -79,6 +79,15 @@ def test_expired_and_postdated_requests_are_refused_recorded_and_told(tmp_path, 
     assert "site-1" not in outcome.strategy.run.hooks.desk.withdrawn
 
 
+def test_a_count_that_no_table_can_hold_ends_no_run(tmp_path):
+    sites = three()
+    row = dataclasses.asdict(notice()) | {"count": 10**30}
+    app = saying(sites, **{wire.PENDING: json.dumps([row])})
+    outcome = federate(sites, app=app, state_dir=tmp_path)
+    assert not outcome.strategy.requests
+    assert any("count is 1000000" in event.text for event in outcome.events("quarantined"))
+
+
 def test_a_request_just_within_its_lifetime_is_accepted():
     sites = three()
     app = saying(

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from google.protobuf.message import DecodeError
 
 from flwr_afuic.app.local import LocalGrid
+from flwr_afuic.errors import WireError
 from flwr_afuic.federation.clock import RealClock, VirtualClock
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
@@ -151,3 +153,34 @@ def test_the_grids_own_clock_is_used() -> None:
     assert clock_of(grid) is grid.clock
     assert isinstance(clock_of(Mailbox()), RealClock)  # type: ignore[arg-type]
     grid.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("y"), DecodeError(), MemoryError()])
+def test_a_reply_flower_cannot_read_is_handed_over_as_malformed(
+    dispatcher: Dispatcher, box: Mailbox, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Member(7, "a")
+    dispatcher.send(task(member), "train", content())
+
+    def fail(message_ids: Iterable[str]) -> list[Message]:
+        raise error
+
+    monkeypatch.setattr(box, "pull_messages", fail)
+    ((_, reply),) = dispatcher.replies()
+    assert isinstance(reply, WireError)
+    assert type(error).__name__ in str(reply)
+    assert not member.busy
+    assert not dispatcher.pending
+
+
+def test_a_connection_that_fails_is_no_malformed_reply(
+    dispatcher: Dispatcher, box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher.send(task(Member(7, "a")), "train", content())
+
+    def fail(message_ids: Iterable[str]) -> list[Message]:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(box, "pull_messages", fail)
+    with pytest.raises(ConnectionError):
+        list(dispatcher.replies())
