@@ -36,6 +36,7 @@ CLOSED = "afuic.closed-requests"
 CANCELLED = "afuic.cancelled-requests"
 KEPT = "afuic.kept-requests"
 REFUSED = "afuic.refused-requests"
+FAILED = "afuic.failed-requests"
 LEDGER_HEAD = "afuic.ledger-head"
 CERTIFICATE = "afuic.certificate"
 PRIVACY = "afuic.privacy"
@@ -72,6 +73,8 @@ KIND_GRADIENT = "gradient"
 KIND_LOCK = "lock"
 """Name of the arrays that follow a training task's model where a forget lock holds."""
 
+FAILURE_CODES = ("not-unlearned", "merge-refused", "level-not-met")
+"""Why a request failed, as far as its site has to know."""
 REASON_CODES = ("consent-withdrawn", "retention-expired", "data-error", "site-left", "other")
 
 _LATEST = 253402300800.0  # the first second of the year 10000

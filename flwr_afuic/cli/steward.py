@@ -18,10 +18,21 @@ MEANINGS = {
     "filed": "the server has not confirmed it yet; the samples train no more",
     "known": "the server knows it and carries it out beside training",
     "closed": "the server is done with it; its certificate says how it ended",
+    "failed": "the server could not carry it out; the samples train no more all the same",
     "cancelling": "taken back; the server has not confirmed that yet",
     "cancelled": "taken back; its samples may train again",
     "refused": "the server will not carry it out; the samples train no more all the same. File "
     "it anew, or cancel it",
+}
+
+FAILURES = {
+    "": "",
+    "not-unlearned": "nothing was unlearned: this site's client could not, or did not answer in "
+    "time. The model still holds the samples; ask the operator, and file the request anew",
+    "merge-refused": "the unlearning was not merged: it was rejected, or did not fit the model. "
+    "The model still holds the samples; ask the operator, and file the request anew",
+    "level-not-met": "it was merged, but the samples are not forgotten as a model would that never "
+    "saw them; ask the operator",
 }
 
 
@@ -108,6 +119,7 @@ def show_status(path: Path, request_id: str, *, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("request", request_id),
         ("status", f"{request.status}: {MEANINGS.get(request.status, '')}"),
+        *([("why", f"{request.failure}: {FAILURES[request.failure]}")] if request.failure else []),
         ("scope", f"{notice.scope}, {notice.count} sample(s)"),
         ("code", notice.reason),
         ("reason", request.note or "-"),
@@ -129,6 +141,7 @@ def _plain(request: FiledRequest, inbox: SiteInbox) -> dict[str, Any]:
         **notice_json(request.notice),
         "note": request.note,
         "status": request.status,
+        "failure": request.failure,
         "certificate": _issue(inbox, request.notice.request_id),
     }
 

@@ -52,10 +52,23 @@ class Conversation:
         for key, status in _NEWS:
             self._inbox.mark(ids(config, key), status)
         self._inbox.keep(ids(config, wire.KEPT))
+        if config.get(wire.FAILED):
+            self._hear_failures(config[wire.FAILED])
         if config.get(wire.LEDGER_HEAD):
             self._hear_head(config[wire.LEDGER_HEAD])
         if config.get(wire.CERTIFICATE):
             self._hear_certificate(config[wire.CERTIFICATE])
+
+    def _hear_failures(self, text: object) -> None:
+        try:
+            failures = wire.decode_json(text, wire.FAILED)
+            if not isinstance(failures, dict):
+                raise WireError(f"{wire.FAILED} must be a JSON object")
+        except WireError as error:
+            log(ERROR, "the server's word on failed requests is malformed: %s", error)
+            return
+        known = {i: why for i, why in failures.items() if why in wire.FAILURE_CODES}
+        self._inbox.fail(known)
 
     def _hear_head(self, text: object) -> None:
         try:

@@ -16,19 +16,30 @@ CLOSED = "closed"
 CANCELLING = "cancelling"
 CANCELLED = "cancelled"
 REFUSED = "refused"
+FAILED = "failed"
 
 _NOTICE = "id, scope, count, commitment, reason, filed_at"
 _OPEN = (FILED, KNOWN, CANCELLING)
-BEFORE = {KNOWN: (FILED,), CLOSED: _OPEN, CANCELLED: _OPEN, REFUSED: _OPEN}
+BEFORE = {
+    KNOWN: (FILED,),
+    CLOSED: _OPEN,
+    CANCELLED: _OPEN,
+    REFUSED: _OPEN,
+    FAILED: (*_OPEN, CLOSED),
+}
 
 
 @dataclass(frozen=True)
 class FiledRequest:
-    """A request as the steward sees it: what travels, where it stands, and the note that stays."""
+    """A request as the steward sees it: what travels, where it stands, and the note that stays.
+
+    ``failure`` is the code of ``wire.FAILURE_CODES`` with which a failed one ended.
+    """
 
     notice: ErasureNotice
     status: str
     note: str
+    failure: str = ""
 
 
 def status_of(connection: sqlite3.Connection, request_id: str) -> str:
@@ -42,9 +53,9 @@ def status_of(connection: sqlite3.Connection, request_id: str) -> str:
 def read(connection: sqlite3.Connection) -> list[FiledRequest]:
     """Return every request, oldest first."""
     rows = connection.execute(
-        f"SELECT {_NOTICE}, status, note FROM request ORDER BY filed_at, id"  # noqa: S608
+        f"SELECT {_NOTICE}, status, note, failure FROM request ORDER BY filed_at, id"  # noqa: S608
     ).fetchall()
-    return [FiledRequest(ErasureNotice(*row[:-2]), row[-2], row[-1]) for row in rows]
+    return [FiledRequest(ErasureNotice(*row[:-3]), *row[-3:]) for row in rows]
 
 
 def enter(
@@ -76,7 +87,8 @@ def enter(
             )
         return known
     connection.execute(
-        "INSERT INTO request VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO request (id, scope, count, commitment, reason, note, filed_at, status) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             notice.request_id,
             notice.scope,

@@ -19,6 +19,7 @@ from flwr_afuic.erasure.filed import (
     CANCELLED,
     CANCELLING,
     CLOSED,
+    FAILED,
     FILED,
     KNOWN,
     REFUSED,
@@ -39,6 +40,7 @@ __all__ = [
     "CANCELLED",
     "CANCELLING",
     "CLOSED",
+    "FAILED",
     "FILED",
     "KNOWN",
     "REFUSED",
@@ -200,16 +202,16 @@ class SiteInbox:
         Raises
         ------
         StateTransitionError
-            If the request is closed.
+            If the request is closed or failed.
         ErasureError
             If there is no such request.
         """
         with self._file.writing() as connection:
             status = status_of(connection, request_id)
-            if status == CLOSED:
+            if status in (CLOSED, FAILED):
                 raise StateTransitionError(
-                    f"request {request_id} is closed: the server is done with it, and its samples "
-                    "stay erased here; it can no longer be cancelled"
+                    f"request {request_id} is {status}: the server is done with it, and its "
+                    "samples stay erased here; it can no longer be cancelled"
                 )
             # The server will not touch what it refused: nothing to wait for.
             after = {FILED: CANCELLING, KNOWN: CANCELLING, REFUSED: CANCELLED}.get(status, status)
@@ -230,8 +232,8 @@ class SiteInbox:
         return self._with_status(FILED, KNOWN)
 
     def closed(self) -> list[ErasureNotice]:
-        """Requests the server has closed, oldest first."""
-        return self._with_status(CLOSED)
+        """Requests the server has closed, those that failed included, oldest first."""
+        return self._with_status(CLOSED, FAILED)
 
     def taken_back(self, known: Iterable[str] = ()) -> list[str]:
         """Ids of requests the server must be told are cancelled, oldest first.
@@ -272,22 +274,40 @@ class SiteInbox:
         """
         self._move(request_ids, BEFORE[status], status)
 
+    def fail(self, failures: Mapping[str, str]) -> None:
+        """Note which requests failed at the server, with the code of why; their samples stay out.
+
+        Parameters
+        ----------
+        failures : mapping of str to str
+            By request id, one of ``wire.FAILURE_CODES``.
+        """
+        for code in sorted(set(failures.values())):
+            ids = [request_id for request_id, why in failures.items() if why == code]
+            moved = self._move(ids, BEFORE[FAILED], FAILED)
+            if moved:
+                with self._file.writing() as connection:
+                    connection.executemany(
+                        "UPDATE request SET failure = ? WHERE id = ?", [(code, i) for i in moved]
+                    )
+
     def keep(self, request_ids: Iterable[str]) -> None:
         """Note that requests were cancelled too late: they are merged, and go on."""
         self._move(request_ids, (CANCELLING,), KNOWN)
 
-    def _move(self, request_ids: Iterable[str], before: Sequence[str], after: str) -> None:
+    def _move(self, request_ids: Iterable[str], before: Sequence[str], after: str) -> list[str]:
         marks = ",".join("?" * len(before))
         chosen = set(request_ids)
         if chosen:
             chosen &= {r.notice.request_id for r in self.requests() if r.status in before}
         if not chosen:
-            return  # as with most tasks: nothing to write
+            return []  # as with most tasks: nothing to write
         with self._file.writing() as connection:
             connection.executemany(
                 f"UPDATE request SET status = ? WHERE id = ? AND status IN ({marks})",  # noqa: S608
                 [(after, request_id, *before) for request_id in sorted(chosen)],
             )
+        return sorted(chosen)
 
     # ---- what came from the server --------------------------------------------------
 

@@ -133,7 +133,11 @@ def _add_patients(connection: sqlite3.Connection) -> None:
     _execute(connection, _THIRD)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_make, _upgrade, _add_patients)
+def _add_failures(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE request ADD COLUMN failure TEXT NOT NULL DEFAULT ''")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_make, _upgrade, _add_patients, _add_failures)
 
 
 def secret(connection: sqlite3.Connection) -> bytes:

@@ -130,6 +130,19 @@ class ErasureRecord:
         return self.merge_version is not None
 
     @property
+    def failure(self) -> str:
+        """Which of ``wire.FAILURE_CODES`` says why the request failed; empty if it did not.
+
+        The reason itself may name other sites and stays at the server.
+        """
+        if self.state is not State.FAILED:
+            return ""
+        if self.merged_before:
+            return "level-not-met"
+        unlearned = any(step.state in (State.UNLEARNED, State.HELD) for step in self.history)
+        return "merge-refused" if unlearned else "not-unlearned"
+
+    @property
     def open(self) -> bool:
         """Whether the request still moves."""
         return self.state not in CLOSED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -202,11 +203,16 @@ class ErasureDesk:
             groups[key].add(record.request_id)
             if record.request_id in self.kept:
                 groups[wire.KEPT].add(record.request_id)
-        return {
+        news: dict[str, wire.Scalar] = {
             key: ",".join(sorted(ids))
             for key, ids in groups.items()
             if ids or key in (wire.KNOWN, wire.CLOSED, wire.CANCELLED)
         }
+        # Named among the closed as well, which is all that older clients understand.
+        failed = {r.request_id: r.failure for r in self.book.of_site(member.site) if r.failure}
+        if failed:
+            news[wire.FAILED] = json.dumps(failed, sort_keys=True)
+        return news
 
 
 _NEWS = {State.CANCELLED: wire.CANCELLED, State.REFUSED: wire.REFUSED}

@@ -7,6 +7,7 @@ the operator's own, or at retained sites. What costs more than the bound waits f
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from logging import WARNING
@@ -22,6 +23,7 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.federation.worker import Job
 from flwr_afuic.models.arrays import set_arrays
+from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.codec import EvaluateReply, to_record
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.run import FederationRun
@@ -45,7 +47,7 @@ class GateSettings:
     max_cost : float
         Greatest loss of that score, in (0, 1].
     sites : int
-        Retained sites asked, at least 1.
+        Retained sites asked, at least 1; drawn anew for each merge.
     score : callable, optional
         The operator's own score of a model's arrays, higher is better; replaces ``by``.
     """
@@ -160,7 +162,10 @@ class FidelityGate:
             case.judge = "the server has no proxies"
             return case
         healthy = sorted({m.site for m in run.retained() if m.connected and m.site != target})
-        case.asked = {site: ["before", "after"] for site in healthy[: settings.sites]}
+        # Drawn for each merge, not the first by name: who asks cannot choose who judges.
+        seed = derive_seed(run.settings.seed, "gate", request_id, run.version)
+        drawn = random.Random(seed).sample(healthy, min(settings.sites, len(healthy)))
+        case.asked = {site: ["before", "after"] for site in sorted(drawn)}
         case.judge = f"accuracy at {', '.join(case.asked) or 'no'} retained site(s)"
         return case
 

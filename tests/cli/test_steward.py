@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flwr_afuic.cli.steward import FAILURES
 from flwr_afuic.erasure.inbox import KNOWN, REFUSED, SiteInbox
+from flwr_afuic.wire import FAILURE_CODES
 from tests.cli.conftest import one_line
 from tests.cli.service import certify, deliver, make_inbox, make_state, record, uuid
 
@@ -126,6 +128,20 @@ def test_cancelling_waits_for_the_server(cli, inbox):
     assert "may train again" in cli("cancel", other.request_id, "--inbox", "inbox.sqlite").out
     inbox.mark([notice.request_id], "closed")
     one_line(cli("cancel", notice.request_id, "--inbox", "inbox.sqlite"), "closed")
+
+
+def test_why_a_request_failed_is_said(cli, inbox):
+    notice = inbox.file(scope="samples", sample_ids=["a"], held=["a"])
+    inbox.fail({notice.request_id: "not-unlearned"})
+    shown = cli("status", notice.request_id, "--inbox", "inbox.sqlite")
+    assert "failed: the server could not carry it out" in shown.out
+    assert "not-unlearned: nothing was unlearned" in shown.out
+    plain = cli("status", notice.request_id, "--inbox", "inbox.sqlite", "--json").json()
+    assert (plain["status"], plain["failure"]) == ("failed", "not-unlearned")
+
+
+def test_every_failure_code_has_words():
+    assert set(FAILURES) == {"", *FAILURE_CODES}
 
 
 def test_what_the_server_said_that_cannot_be_right_is_shown(cli, inbox, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from flwr_afuic import wire
 from flwr_afuic.erasure.inbox import CANCELLED, CANCELLING, CLOSED, KNOWN, REFUSED
+from flwr_afuic.errors import StateTransitionError
 from tests.erasure.test_server_watch import Server
 from tests.erasure_helpers import ScriptedClient, Site, request_id
 
@@ -73,6 +74,25 @@ def test_a_refused_request_is_told_no_more_and_its_samples_train_no_more(site, c
     assert wire.PENDING not in said
     client.fit(START, {wire.SEED: 1, wire.KNOWN: ""})
     assert site.trained_on == [["patient-0-0", "patient-0-2", "patient-0-3"]]
+
+
+def test_a_failed_request_has_its_own_status_with_the_code(site, client):
+    site.file(["patient-0-1"], number=1)
+    client.get_properties({wire.CLOSED: ONE, wire.FAILED: json.dumps({ONE: "level-not-met"})})
+    (told,) = site.inbox.requests()
+    assert (told.status, told.failure) == ("failed", "level-not-met")
+    client.get_properties({wire.CLOSED: ONE, wire.KNOWN: ONE})
+    assert site.inbox.status(ONE) == "failed"
+    assert "patient-0-1" not in client.retained_ids()
+    with pytest.raises(StateTransitionError, match="is failed"):
+        site.inbox.cancel(ONE)
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{", 3, '{"x": "level-not-met"}', f'{{"{ONE}": 1}}'])
+def test_a_malformed_word_on_failures_changes_nothing(site, client, said):
+    site.file(["patient-0-1"], number=1)
+    client.get_properties({wire.FAILED: said})
+    assert site.inbox.status(ONE) == "filed"
 
 
 def test_while_it_waits_for_the_answer_a_site_trains_on(site, client):

@@ -125,11 +125,11 @@ class Judge:
             for request in hospital.inbox.requests():
                 request_id, status = request.notice.request_id, request.status
                 row = rows.get(request_id)
-                if status in ("known", "closed", "refused") and row is None:
+                if status in ("known", "closed", "failed", "refused") and row is None:
                     yield f"{hospital.name} was told that {request_id} is {status}; it is lost"
                 elif row is not None and row.site != hospital.name and "node" not in row.site:
                     yield f"request {request_id} of {hospital.name} is on file for {row.site}"
-                elif status == "closed" and row.state not in CLOSED:
+                elif status in ("closed", "failed") and row.state not in CLOSED:
                     if "completed" not in [step["state"] for step in row.body["history"]]:
                         yield f"{hospital.name} takes {request_id} for closed; it is {row.state}"
                 elif status == "refused" and row.state != "refused":

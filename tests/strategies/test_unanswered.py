@@ -18,7 +18,6 @@ from tests.erasure_helpers import (
     Site,
     arrays_record,
     federate,
-    request_id,
 )
 from tests.strategies.lives import LIFE, boom, closed, file_at, margins, three, trained_after
 
@@ -99,7 +98,8 @@ def test_what_the_site_calls_hopeless_fails_at_once_by_its_code():
     assert outcome.states() == ["received", "dispatched", "failed"]
     reason = "the site cannot carry it out: AFUIC-100 (ConfigError); see the site's log"
     assert outcome.record.reason == reason
-    assert sites[0].inbox.status(request_id(1)) == "closed"
+    (told,) = sites[0].inbox.requests()
+    assert (told.status, told.failure) == ("failed", "not-unlearned")
 
 
 def test_a_failed_samples_request_lets_the_site_train_on_what_is_kept():
