@@ -135,7 +135,7 @@ def _written(figure: Figure, places: Sequence[Axes], path: Path) -> Path:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     figure.legend(
-        named.values(), named.keys(), fontsize=7.5, frameon=False, ncols=5, loc="upper left",
+        list(named.values()), list(named), fontsize=7.5, frameon=False, ncols=5, loc="upper left",
         bbox_to_anchor=(0.01, 1 - 0.58 / figure.get_figheight()), handlelength=1.6,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
