@@ -116,7 +116,9 @@ def evidence(**changes: Any) -> Evidence:
     return Evidence(**(fields | changes))
 
 
-@pytest.mark.parametrize("reference", [None, ForgetScore(2.0, 0.5, 40)])
+@pytest.mark.parametrize(
+    "reference", [None, ForgetScore(2.0, 0.5, 40), ForgetScore(2.0, 0.5, 40, "mean Dice")]
+)
 def test_evidence_round_trips(reference: ForgetScore | None) -> None:
     assert Evidence.from_json(evidence(reference=reference).to_json()) == evidence(
         reference=reference

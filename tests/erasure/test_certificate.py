@@ -109,6 +109,24 @@ def test_evidence_and_scores_of_the_wire_are_taken_as_they_are():
     assert "infinite" in render_certificate(content)
 
 
+def test_dice_is_called_dice_and_an_accuracy_accuracy():
+    before = ForgetScore(0.03, 0.876, 14, "mean Dice")
+    evidence = Evidence(before, ForgetScore(0.05, 0.841, 14, "mean Dice"),
+                        ForgetScore(0.05, 0.835, 14, "mean Dice"), None, 60, "budget", 0.5)  # fmt: skip
+    scores = [{"version": 44, **asdict(ForgetScore(0.05, 0.84, 14, "mean Dice"))}] * 5
+    content = document(evidence=asdict(evidence), scores=scores)
+    assert content["verification"]["score_name"] == "mean Dice"
+    assert "name" not in content["evidence"]["before"]
+    page = render_certificate(content)
+    assert "mean Dice was 0.876 before, and 0.841 after" in page
+    assert ">Mean Dice</th>" in page
+    assert "mean Dice of at most" in page
+    assert "Accuracy" not in page
+    other = render_certificate(document())
+    assert ">Accuracy</th>" in other
+    assert "Dice" not in other
+
+
 @dataclass
 class _Settings:
     steps: int

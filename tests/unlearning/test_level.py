@@ -62,3 +62,13 @@ def test_scores_out_of_range_are_refused():
         with pytest.raises(ConfigError):
             ForgetScore(loss, accuracy, count)
     assert ForgetScore(math.inf, 0.0, 1).loss == math.inf
+
+
+def test_a_score_has_a_name_and_the_verdict_uses_it() -> None:
+    dice = ForgetScore(0.05, 0.83, 14, "mean Dice")
+    verdict = forget_level_met(ForgetScore(0.05, 0.84, 14), dice)
+    assert "mean Dice 0.840 (needs <= 0.880)" in verdict.text
+    assert "accuracy" not in verdict.text
+    for name in ("", "x" * 41, "mean\nDice"):
+        with pytest.raises(ConfigError, match="name"):
+            ForgetScore(0.05, 0.83, 14, name)
