@@ -109,9 +109,11 @@ def flat_figures(results: LatencyResults) -> dict[str, float]:
 def advantages(figures: Mapping[str, Figures]) -> dict[str, float]:
     """Divide every other time to forget by AFU-IC's, and retraining's for longer training, too.
 
-    Methods that never came to the forget level have no time and are left out.
+    Methods that never came to the forget level have no time and are left out. Where nothing was
+    learned, AFU-IC's time to the erased model stands for it, beside retraining alone.
     """
-    own = figures.get("afuic", {}).get("time_to_forget")
+    afuic = figures.get("afuic", {})
+    own = afuic.get("time_to_forget", afuic.get("time_to_model"))
     if own is None:
         return {}
     found = {}
@@ -224,7 +226,8 @@ def _advantage(results: LatencyResults) -> str:
     for settings, of in found.values():
         if of:
             cells = [_number(of.get(c), 2, "") for c in columns]
-            rows.append([describe(settings), *cells])
+            alone = "" if "afuic" in results.learned.get(settings.key, {}) else " (time alone)"
+            rows.append([describe(settings) + alone, *cells])
     said = "*Above 1: AFU-IC is sooner; empty: never at the forget level, or not run*"
     return f"{said}\n\n{_table(rows)}"
 

@@ -165,7 +165,13 @@ def test_names_advantages_and_bounds() -> None:
         "retained_throughput": True,
         "time_to_forget_within_1.2_of_floor": False,  # 6 s against 4
     }
-    assert advantages({"afuic": {"time_to_forget": None}}) == {}
+    assert advantages({"afuic": {"time_to_forget": None, "time_to_model": 3.0}}) == {}
+    timed = {
+        "afuic": {"time_to_model": 4.0},
+        "pga": {"time_to_model": 2.0},  # whether it ever forgets is not known
+        "retrain": {"time_to_forget_100_rounds": 100.0},
+    }
+    assert advantages(timed) == {"retrain_100_rounds": 25.0}
 
 
 def test_retraining_without_a_slow_target_is_run_once() -> None:
