@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def _panels(all_cells: Sequence[Cells], title: str, subtitle: str) -> tuple[Figu
 
 
 def _written(figure: Figure, places: Sequence[Axes], path: Path) -> Path:
-    named = {}
+    named: dict[str, Any] = {}
     for axes in places:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
