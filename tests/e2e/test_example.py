@@ -69,7 +69,7 @@ def test_the_examples_app_forgets_what_its_steward_asks_for(tmp_path):
     for name in ("coordinator", *HOSPITALS):
         (tmp_path / name).mkdir()
     data.write_data(tmp_path, HOSPITALS, HOSPITALS[0])
-    steward = Steward(client_app.app, tmp_path / HOSPITALS[0], round_=3)
+    steward = Steward(client_app.app, tmp_path / HOSPITALS[0], round_=6)
     grid = LocalGrid(
         steward,
         len(HOSPITALS),
