@@ -111,8 +111,15 @@ def test_evidence_and_scores_of_the_wire_are_taken_as_they_are():
 
 def test_dice_is_called_dice_and_an_accuracy_accuracy():
     before = ForgetScore(0.03, 0.876, 14, "mean Dice")
-    evidence = Evidence(before, ForgetScore(0.05, 0.841, 14, "mean Dice"),
-                        ForgetScore(0.05, 0.835, 14, "mean Dice"), None, 60, "budget", 0.5)  # fmt: skip
+    evidence = Evidence(
+        before,
+        ForgetScore(0.05, 0.841, 14, "mean Dice"),
+        ForgetScore(0.05, 0.835, 14, "mean Dice"),
+        None,
+        60,
+        "budget",
+        0.5,
+    )
     scores = [{"version": 44, **asdict(ForgetScore(0.05, 0.84, 14, "mean Dice"))}] * 5
     content = document(evidence=asdict(evidence), scores=scores)
     assert content["verification"]["score_name"] == "mean Dice"
