@@ -101,7 +101,7 @@ def _renamed(record: ArrayRecord, model: Model) -> ArrayRecord:
 
 
 def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[], object]]:
-    """Return passes over the bytes that a merge must touch; each with all threads, and with one."""
+    """Return passes over the bytes that a merge must touch."""
     sums32 = [torch.zeros(array.size) for array in model.arrays]
     terms32 = [torch.from_numpy(array) for array in update.arrays]
     # A float64 pass reads 8, reads 8 and writes 8 bytes an entry: of so many entries.
@@ -112,9 +112,13 @@ def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[],
     target = [np.empty_like(array) for array in model.arrays]
 
     def fused(sums: list[torch.Tensor], terms: list[torch.Tensor], passes: int) -> None:
+        # One thread: on these passes PyTorch's others only get in each other's way.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         for _ in range(passes):
             for total, term in zip(sums, terms, strict=True):
                 total.add_(term, alpha=0.3)
+        torch.set_num_threads(threads)
 
     def copy() -> None:
         for into, array in zip(target, model.arrays, strict=True):
