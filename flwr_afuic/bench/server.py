@@ -146,7 +146,7 @@ def lock_part(parameters: int, rank: int, repeats: int) -> Timed:
     lock, origin = RelearningLock(), np.zeros(parameters)
     for number in range(rank):
         lock.add(str(number), np.roll(_drawn(rng, parameters), number), origin)
-    outside = -sum(lock.held(key)[0] for key in lock.keys)
+    outside = -np.sum([lock.held(key)[0] for key in lock.keys], axis=0)
     lock.project(outside)
     basis = [lock.held(key)[0] for key in lock.keys]
     inside = -outside
