@@ -188,7 +188,7 @@ class _Stopwatch:
                     finally:
                         self.steps += time.process_time() - began
 
-                run.worker.submit = timed  # type: ignore[method-assign, assignment]
+                run.worker.submit = timed  # type: ignore[method-assign]
 
             hooks.bind = bound  # type: ignore[method-assign]
             for name in _HOOKS:
