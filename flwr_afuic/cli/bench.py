@@ -17,8 +17,8 @@ from flwr_afuic.cli.bench_multimodal import multimodal
 from flwr_afuic.cli.bench_reference import reference
 from flwr_afuic.cli.bench_scale import scale
 from flwr_afuic.cli.bench_segmentation import segmentation
-from flwr_afuic.cli.bench_wall import wall
 from flwr_afuic.cli.bench_server import server
+from flwr_afuic.cli.bench_wall import wall
 from flwr_afuic.errors import ConfigError
 
 _PLAIN_STEPS = {"lr": 0.1, "momentum": 0.0}
