@@ -18,7 +18,7 @@ CLASSES = 10
 EXAMPLES = 16
 
 _LEVEL = ForgetScore(2.3, 0.1, EXAMPLES)
-_UNLEARNING_STEPS = 200
+_UNLEARNING_STEPS = 60
 
 
 def initial_arrays() -> ArrayRecord:

@@ -13,7 +13,7 @@ from flwr_afuic.bench.scale import Cost, Load, run_load, warm_up
 BEGIN = "<!-- table: flwr-afuic bench scale -->"
 _BASE = 100
 _ROUNDS = 2
-_ERASURE_ROUNDS = 12
+_ERASURE_ROUNDS = 20
 _MIB = 2**20
 
 

@@ -70,11 +70,11 @@ def test_unknown_parts_are_refused(parts: list[str]) -> None:
 
 
 def test_an_erasure_among_linear_sites_runs_to_its_end() -> None:
-    cost = run_load(Load(clients=12, rounds=14, erasures=2))
+    cost = run_load(Load(clients=12, rounds=20, erasures=2))
     assert cost.overlapping == 2
     assert cost.completed == 2
     assert cost.in_flight == 12
-    assert cost.events > 12 * 14
+    assert cost.events > 10 * 20
     assert 0 < cost.lock_seconds <= cost.erasure_seconds < cost.seconds
 
 
