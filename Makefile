@@ -20,8 +20,8 @@ deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends
 test: lint ## lint, types and the whole test suite
 	$(BIN)/pytest -n 2 --dist loadgroup --durations 10 $(ARGS)
 
-test-e2e: $(STAMP) ## of `make test`, the real Flower processes alone: with TLS, killed at six steps of an erasure
-	$(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
+test-e2e: $(STAMP) ## real Flower processes with TLS, killed at six steps of an erasure
+	AFUIC_E2E=1 $(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
 
 test-crash: $(STAMP) ## real processes killed at every step of an erasure, about an hour
 	$(BIN)/pytest -n 0 -m crash -v tests/e2e $(ARGS)
