@@ -39,7 +39,7 @@ def test_requests_open_ones_first_with_what_tells_most(busy):
     assert [short[2], "Held"] == heads[0]
     assert [short[5], "Refused"] in heads
     assert heads[-1] == [short[1], "Completed"]
-    assert "    it expired: it was filed 4155 days ago; file it anew" in part
+    assert "    it expired: it was filed" in part and "days ago; file it anew" in part
     assert "level met at version" in part
 
 
@@ -107,7 +107,9 @@ def test_json_holds_the_same(busy):
         "completed", "held", "failed", "cancelled", "refused", "waiting",
     }  # fmt: skip
     lakeside = told["requests"][2]
-    assert lakeside["level"] == {"of": "hold-out", "loss_at_least": 0.8, "accuracy_at_most": 0.55}
+    assert lakeside["level"] == {
+        "of": "hold-out", "loss_at_least": 0.8, "accuracy_at_most": 0.55, "score_name": "accuracy",
+    }  # fmt: skip
     assert [score["met"] for score in lakeside["scores"]][:4] == [False, True, True, False]
     assert told["ledger"]["problems"] == []
     assert [c["problems"] for c in told["certificates"]] == [[], [], []]
