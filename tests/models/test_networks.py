@@ -125,8 +125,8 @@ def test_bad_settings(changes: dict[str, object], message: str) -> None:
 
 
 def test_layer_without_a_rule_is_refused() -> None:
-    with pytest.raises(ConfigError, match="layer '0' of type PReLU"):
-        _initialise(nn.Sequential(nn.PReLU()), torch.Generator())
+    with pytest.raises(ConfigError, match="layer '0' of type Bilinear"):
+        _initialise(nn.Sequential(nn.Bilinear(2, 2, 2)), torch.Generator())
 
 
 def test_names() -> None:
