@@ -12,7 +12,10 @@ from flwr_afuic.app.settings import AppSettings
 from flwr_afuic.errors import ConfigError
 
 WRONG = [
-    ({"scenario": "poison"}, "scenario is 'poison'; use one of backdoor, mislabel, clean"),
+    (
+        {"scenario": "poison"},
+        "scenario is 'poison'; use one of backdoor, mislabel, clean, exclusive, patient",
+    ),
     ({"scope": "all"}, "scope is 'all'; use one of client, samples"),
     ({"sites": 2}, "sites is 2; it must be at least 3"),
     ({"local_steps": 0}, "local_steps is 0; it must be at least 1"),
