@@ -175,27 +175,19 @@ class GossetLattice(Lattice):
         whole = odd * (1 - 2 * largest)
         half = 2 - total + odd_half * (2 * smallest)
         cosets = half < whole
-        floors -= below & cosets
-        self._make_even(
-            floors, residual, below ^ cosets, np.where(cosets, smallest, largest),
-            np.where(cosets, odd_half, odd),
-        )  # fmt: skip
+        # Where the sum is odd, the first coordinate with the extreme residual moves.
+        moves = residual == np.where(cosets, smallest, largest)
+        left = np.where(cosets, odd_half, odd)
+        for row in moves:
+            row &= left
+            left ^= row
+        # Steps of -1, 0 and 1 in bytes, added at once: numpy is slow where types meet.
+        steps = moves.view(np.int8) - (below & cosets).view(np.int8)
+        below ^= cosets
+        below &= moves
+        steps -= below.view(np.int8) << 1
+        floors += steps.astype(np.int32)
         return Points(cosets, floors)
-
-    @staticmethod
-    def _make_even(
-        floors: NDArray[np.int32],
-        residual: Floats,
-        down: NDArray[np.bool_],
-        extreme: Floats,
-        odd: NDArray[np.bool_],
-    ) -> None:
-        """Where the sum is odd, move the first coordinate whose residual is the extreme one."""
-        for row, distance, falls in zip(floors, residual, down, strict=True):
-            moves = (distance == extreme) & odd
-            odd &= ~moves
-            row += moves
-            row -= (moves & falls).view(np.int8) << 1
 
     def coordinates(self, points: Points) -> Floats:
         """See :meth:`Lattice.coordinates`."""

@@ -113,7 +113,8 @@ class RangeWriter(SymbolWriter):
     @staticmethod
     def _encode(encoder: Any, group: _Group, written: Written, escaped: list[bytes]) -> None:
         first, step, weights = group.choice(written.modulus, written.residue)
-        index = (written.symbols >> group.shift) - np.int32(first)
+        coarse = written.symbols >> group.shift if group.shift else written.symbols
+        index = coarse - np.int32(first)
         if step == 2:
             index >>= 1
         if group.escapes:

@@ -69,7 +69,7 @@ def write_points(
     if lattice.dimension > 1:
         writer.write(base + _COSETS, points.cosets)
     for coset, blocks in _coset_blocks(lattice, points.cosets):
-        floors = points.floors[:, blocks]
+        floors = points.floors if isinstance(blocks, slice) else points.floors.take(blocks, axis=1)
         center = 0.5 * coset
         for group, axes in _groups(lattice, coset):
             writer.write(base + group, floors[axes[0] : axes[-1] + 1], center=center)
