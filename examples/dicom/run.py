@@ -2,8 +2,9 @@
 
     python examples/dicom/run.py FOLDER
 
-Every file or folder of slices below FOLDER becomes a row, its patient taken from the DICOM header.
-Bad files are named in one report and left out; a cut file is added to show that.
+Every ``.dcm`` file below FOLDER becomes a row, its patient taken from the DICOM header (a row may
+also name the folder of a series). Bad files are named in one report and left out; a cut file is
+added to show that.
 """
 
 from __future__ import annotations

@@ -73,11 +73,12 @@ class SegmentationRunner:
             note = "" if row.get("code") == fingerprint() else ", by another version of the code"
             self._told(f"{label}: taken from {path}{note}")
             return ArmCurve.from_json(row["curve"])
-        start = time.monotonic()
+        start, spent = time.monotonic(), time.process_time()
         with TemporaryDirectory(prefix="flwr-afuic-") as folder:
             curve = run_arm(settings, area, arm, Path(folder))
-        seconds = time.monotonic() - start
-        self._told(f"{label}: {curve.state or 'done'} in {seconds:.0f} s")
+        seconds, spent = time.monotonic() - start, time.process_time() - spent
+        curve = replace(curve, cpu_seconds=spent)
+        self._told(f"{label}: {curve.state or 'done'} in {seconds:.0f} s, {spent:.0f} s of CPU")
         row = {"curve": curve.to_json(), "seconds": seconds, "code": fingerprint()}
         write_json(path, {**row, "settings": asdict(settings)})
         return curve

@@ -61,6 +61,8 @@ class ArmCurve:
     attempts : int
         Merges it took.
     state, reason : str
+    cpu_seconds : float
+        What the arm took, all of its threads together; 0 where it was not timed.
     """
 
     rounds: dict[int, VolumeScores]
@@ -70,6 +72,7 @@ class ArmCurve:
     attempts: int = 0
     state: str = ""
     reason: str = ""
+    cpu_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for a JSON that knows no NaN."""
@@ -169,6 +172,9 @@ class AreaResult:
             "completed": float(erased.state == "completed"),
         }
         found |= {f"{arm}/hausdorff95": curve.hausdorff for arm, curve in self.curves.items()}
+        spent = [curve.cpu_seconds for curve in self.curves.values()]
+        if all(spent):
+            found["cpu_minutes"] = sum(spent) / 60
         start = f"hippocampus/{self.area}/"
         return {start + k: v for k, v in found.items() if math.isfinite(v)}
 

@@ -92,8 +92,9 @@ def _section(area: str, runs: Mapping[int, AreaResult]) -> str:
             lines.append(_row(words, [*values, distances]))
     lines += ["", "| figure | mean | bound | floor (retraining twice) | no unlearning | holds |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
+    each = [result.figures() for result in runs.values()]
     for verdict in verdicts(area, runs):
-        plain = [r.figures().get(_plain(area, verdict.name)) for r in runs.values()]
+        plain = [found.get(_plain(area, verdict.name)) for found in each]
         known = [value for value in plain if value is not None]
         without = f"{np.mean(known):+.4f}" if known else "-"
         floor = "-" if verdict.floor is None else f"{verdict.floor:+.4f}"
@@ -101,6 +102,10 @@ def _section(area: str, runs: Mapping[int, AreaResult]) -> str:
             f"| {_WORDS[verdict.name]} | {verdict.value:+.4f} | {verdict.bound} | {floor} | "
             f"{without} | {'yes' if verdict.holds else '**no**'} |"
         )
+    minutes = [found.get(f"hippocampus/{area}/cpu_minutes") for found in each]
+    if all(minutes):
+        spent = ", ".join(f"{value:.1f}" for value in minutes if value is not None)
+        lines += ["", f"Minutes of CPU for all of it, each seed: {spent}."]
     return "\n".join([*lines, ""])
 
 

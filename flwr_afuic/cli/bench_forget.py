@@ -95,7 +95,8 @@ def forget(
         segmentation.run(
             "site,patient",
             seeds or "0",
-            {"cache_dir": str(place / "warm"), **options.read_pairs(pairs or [])},
+            pairs or [],
+            {"cache_dir": str(place / "warm")},
             out=place,
             json_file=json_file,
             markdown=markdown,

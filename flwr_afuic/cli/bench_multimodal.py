@@ -49,7 +49,10 @@ def multimodal(
 
     options.use_data_dir(data_dir)
     numbers = read_seeds(seeds)
-    values: dict[str, Any] = {"dataset": dataset, **options.read_pairs(pairs or [])}
+    values: dict[str, Any] = {
+        "dataset": dataset,
+        **options.read_pairs(pairs or [], MultimodalSettings),
+    }
     if dataset == "phantoms":
         values.setdefault("target", PHANTOM_CLIENTS[0])
     try:

@@ -38,12 +38,11 @@ def segmentation(
     Example: flwr-afuic bench segmentation --areas patient --seeds 0-2
     """
     options.use_data_dir(data_dir)
-    asked = {**options.read_pairs(pairs or []), "cases": cases}
-    asked["cache_dir"] = str(out / "warm" if cache is None else cache)
     run(
         areas,
         seeds,
-        asked,
+        pairs or [],
+        {"cases": cases, "cache_dir": str(out / "warm" if cache is None else cache)},
         out=out,
         json_file=json_file,
         markdown=markdown,
@@ -55,7 +54,8 @@ def segmentation(
 def run(
     areas: str,
     seeds: str,
-    values: dict[str, Any],
+    pairs: list[str],
+    fixed: dict[str, Any],
     *,
     out: Path,
     json_file: Path | None,
@@ -79,6 +79,7 @@ def run(
     if not wanted:
         raise ConfigError("--areas names nothing; use site, patient or both")
     numbers = read_seeds(seeds)
+    values = {**options.read_pairs(pairs, HippocampusSettings), **fixed}
     try:
         settings = HippocampusSettings(**values)
     except TypeError as error:

@@ -64,9 +64,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML ({error}); write lines like: sites = 6") from error
 
 
-def read_pairs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` pairs, each value as the type its setting has."""
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(AppSettings)}
+def read_pairs(pairs: Sequence[str], settings: type[Any] = AppSettings) -> dict[str, Any]:
+    """Read ``key=value`` pairs, each value as the type its setting has in a dataclass."""
+    known = [f for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING]
+    kinds = {f.name: type(f.default) for f in known}
     values: dict[str, Any] = {}
     for pair in pairs:
         key, mark, text = pair.partition("=")
@@ -83,6 +84,8 @@ def _typed(name: str, text: str, kind: type[Any]) -> Any:
             raise ConfigError(f"{name} is {text!r}; it must be true or false")
         return text.lower() in _TRUE
     try:
+        if kind is tuple:
+            return tuple(int(part) for part in text.split(","))
         return kind(text)
     except ValueError as error:
         raise ConfigError(f"{name} is {text!r}; it must be of type {kind.__name__}") from error

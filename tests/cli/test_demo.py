@@ -11,6 +11,7 @@ import pytest
 
 from flwr_afuic.app.demo import write_demo
 from flwr_afuic.app.settings import AppSettings
+from flwr_afuic.bench.hippocampus import HippocampusSettings
 from flwr_afuic.cli import commands
 from flwr_afuic.cli import demo as demo_module
 from flwr_afuic.cli.options import read_config, read_pairs
@@ -204,6 +205,14 @@ def test_usage_errors_exit_with_2(cli):
 def test_a_malformed_pair_is_refused(pair):
     with pytest.raises(ConfigError, match=r"sites|lock|alpha|unknown|key=value"):
         AppSettings.from_mapping(read_pairs([pair]))
+
+
+def test_pairs_take_the_types_of_the_settings_they_are_for():
+    pairs = ["tuning=true", "sites=6", "lr=0.01", "size=16,24,16", "seed=3"]
+    found = read_pairs(pairs, HippocampusSettings)
+    assert HippocampusSettings(**found) == HippocampusSettings(
+        tuning=True, sites=6, lr=0.01, size=(16, 24, 16), seed=3
+    )
 
 
 @pytest.mark.parametrize("text", ["sites = ", "[sites", "\xff"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
@@ -16,7 +17,8 @@ from flwr_afuic.data.clinical import Preparation
 from flwr_afuic.data.clinical.source import ClinicalSet
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.models.arrays import get_arrays
-from tests.data.clinical.files import mask, nifti, table
+from tests.data.clinical.files import SIZE as FILE_SIZE
+from tests.data.clinical.files import mask, nifti, sample, table
 
 SIZE = (8, 8, 8)
 SETTINGS = ClinicalSettings(
@@ -106,14 +108,27 @@ def test_an_unlearning_task_of_a_segmentation(site: Path) -> None:
     assert 0 <= evidence.after.accuracy <= 1
 
 
-def test_bad_rows_are_logged_and_the_rest_trains(
-    site: Path, caplog: pytest.LogCaptureFixture
+def test_bad_rows_are_named_in_one_report_and_the_rest_trains(
+    site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (site / "image_3.nii.gz").write_bytes(b"cut")
-    caplog.set_level(logging.WARNING)
-    logging.getLogger("flwr").propagate = True
+    sample("MR_small.dcm").save_as(site / "whole.dcm")
+    content = (site / "whole.dcm").read_bytes()
+    (site / "cut.dcm").write_bytes(content[: len(content) // 2])
+    moved, strange = np.eye(4), np.zeros(FILE_SIZE, np.uint8)
+    moved[0, 3], strange[0, 0, 0] = 5.0, 7
+    nifti(site / "image_1.nii.gz", affine=moved)
+    mask(site / "mask_3.nii.gz", strange)
+    with (site / "table.csv").open("a", encoding="utf-8") as file:
+        file.write("cut.dcm,p9,mask_0.nii.gz\n")
+    caplog.set_level(logging.WARNING, logger="flwr")
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     _, examples, _ = client(site).fit(get_arrays(SETTINGS.network()), {wire.SEED: 1})
-    assert examples == 5
+    assert examples == 4
+    (report,) = [r.getMessage() for r in caplog.records if "rows can be used" in r.getMessage()]
+    assert "4 of 7 rows" in report
+    assert "line 3 (image_1.nii.gz): affine" in report
+    assert "line 5 (image_3.nii.gz): label" in report
+    assert "line 8 (cut.dcm): unreadable" in report
 
 
 def test_whole_patients_are_held_out_and_stay_so(site: Path) -> None:
