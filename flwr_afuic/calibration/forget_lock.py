@@ -11,16 +11,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from flwr_afuic.calibration.basis import check_basis
 from flwr_afuic.calibration.blocks import BlockBasis, Blocks
 from flwr_afuic.errors import ConfigError, LayoutError, WireError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_PINS = 64
 
@@ -66,6 +67,8 @@ class ForgetLock:
         share = lr * self.strength / (1.0 + lr * self.strength)
         if not self.pins or share == 0.0:
             return
+        import torch  # here alone: a site of another framework starts a process a message
+
         with torch.no_grad():
             parts = [t.detach().double().reshape(-1).cpu().numpy() for t in trained]
             vector = np.concatenate(parts)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import log_ndtr
-
 from flwr_afuic.errors import ConfigError
 
 
@@ -64,6 +62,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
 def _exceeded(epsilon: float, s: float) -> float:
     """Probability by which epsilon is exceeded; logarithms keep ``exp(epsilon)`` in range."""
+    from scipy.special import log_ndtr  # only where there is noise: a site's process starts often
+
     likely = float(log_ndtr(1 / (2 * s) - epsilon * s))
     unlikely = epsilon + float(log_ndtr(-1 / (2 * s) - epsilon * s))
     return math.exp(likely) - math.exp(min(unlikely, likely))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -260,3 +262,14 @@ def test_extras_that_do_not_fit_the_arrays_are_refused(site, client, extras):
     site.file(["patient-0-1"], number=1)
     with pytest.raises(AfuicError, match="AFUIC-400"):
         client.fit(START, unlearn_config(**{wire.EXTRAS: extras}))
+
+
+def test_a_client_of_another_framework_loads_neither_torch_nor_scipy():
+    """A deployed site starts a process a message, so that every import is paid for again."""
+    script = (
+        "import sys\n"
+        "from flwr_afuic.clients import ErasureClient, message_app, open_inbox, site_privacy\n"
+        "heavy = {'torch', 'monai', 'ray', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
