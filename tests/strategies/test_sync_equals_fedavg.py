@@ -46,7 +46,7 @@ def run_sync(dialect: str = "message", **options: object) -> tuple[sites.Site, o
         evaluate_fn=central,
     )
     grid.close()
-    assert strategy.run.counters.accepted == ROUNDS * NODES
+    assert strategy.run.counters.accepted == ROUNDS * NODES, strategy.journal.events
     return site, result
 
 
