@@ -7,6 +7,7 @@ how long a task takes at a site; stragglers cost no real time.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -88,6 +89,7 @@ class _Flight:
     kind: str
     sent: float
     number: int
+    order: int
     due: float | None = None
 
 
@@ -109,7 +111,7 @@ class LocalGrid(Grid):
     run_config : mapping, optional
         The run config every context carries.
     threads : int
-        Tasks that run at once.
+        Tasks that run at once; 0 runs each in the caller's thread, as soon as it is sent.
     """
 
     def __init__(
@@ -132,9 +134,14 @@ class LocalGrid(Grid):
         self._app = client_app
         self._speed = speed or SpeedModel()
         self._names = names or [""] * num_nodes
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="site")
+        self._pool = (
+            ThreadPoolExecutor(max_workers=threads, thread_name_prefix="site") if threads else None
+        )
         self._flights: dict[str, _Flight] = {}
         self._sent: dict[int, int] = {}
+        self._new: list[str] = []
+        self._due_times: list[tuple[float, int, str]] = []
+        self._arrived: dict[str, int] = {}
         self._ids = itertools.count(1)
         self.clock = VirtualClock(self._next_due)
         self.offline: set[int] = set()
@@ -185,7 +192,8 @@ class LocalGrid(Grid):
         """Start each message's task; returns the message ids."""
         ids = []
         for message in messages:
-            message_id = f"local-{next(self._ids)}"
+            order = next(self._ids)
+            message_id = f"local-{order}"
             message.metadata.__dict__["_message_id"] = message_id
             message.content = _own_copy(message.content)
             node = message.metadata.dst_node_id
@@ -194,12 +202,14 @@ class LocalGrid(Grid):
             partition = node - _FIRST_NODE_ID
             self._sent[partition] = number = self._sent.get(partition, 0) + 1
             self._flights[message_id] = _Flight(
-                self._pool.submit(self._call, message),
+                self._start(message),
                 partition,
                 message.metadata.message_type,
                 self.clock.now(),
                 number,
+                order,
             )
+            self._new.append(message_id)
             ids.append(message_id)
         return ids
 
@@ -210,8 +220,18 @@ class LocalGrid(Grid):
             flight = self._flights.get(message_id)
             if flight is not None and self._due(flight) <= self.clock.now():
                 del self._flights[message_id]
+                self._arrived.pop(message_id, None)
                 found.append(flight.future.result())
         return found
+
+    def arrived(self) -> list[str]:
+        """Ids of the messages whose replies can be pulled now, in order of sending."""
+        self._schedule()
+        while self._due_times and self._due_times[0][0] <= self.clock.now():
+            _, order, message_id = heapq.heappop(self._due_times)
+            if message_id in self._flights:
+                self._arrived[message_id] = order
+        return sorted(self._arrived, key=self._arrived.__getitem__)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -230,15 +250,26 @@ class LocalGrid(Grid):
 
     def close(self) -> None:
         """Wait for tasks under way and stop the pool."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, message: Message) -> Future[Message]:
+        if self._pool is not None:
+            return self._pool.submit(self._call, message)
+        done: Future[Message] = Future()
+        done.set_result(self._call(message))
+        return done
 
     def _call(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         try:
-            return self._app(message, context)
+            reply = self._app(message, context)
         except Exception as error:  # noqa: BLE001 - a site's exception is a reply, as in Flower
             reason = "".join(traceback.format_exception_only(error)).strip()
             return Message(Error(_APP_EXCEPTION, reason), reply_to=message)
+        if not reply.has_error():
+            reply.content = _own_copy(reply.content)
+        return reply
 
     def _due(self, flight: _Flight) -> float:
         if flight.due is None:
@@ -249,8 +280,22 @@ class LocalGrid(Grid):
             )
         return flight.due
 
+    def _schedule(self) -> None:
+        """Find out when each new message's reply is due, which its client's steps tell."""
+        for message_id in self._new:
+            flight = self._flights.get(message_id)
+            if flight is not None:
+                entry = (self._due(flight), flight.order, message_id)
+                heapq.heappush(self._due_times, entry)
+        self._new.clear()
+
     def _next_due(self) -> float | None:
-        return min((self._due(flight) for flight in self._flights.values()), default=None)
+        self._schedule()
+        if self._arrived:
+            return min(self._due(self._flights[message_id]) for message_id in self._arrived)
+        while self._due_times and self._due_times[0][2] not in self._flights:
+            heapq.heappop(self._due_times)
+        return self._due_times[0][0] if self._due_times else None
 
 
 def run_local(
@@ -266,7 +311,7 @@ def run_local(
 
 
 def _own_copy(content: RecordDict) -> RecordDict:
-    """Copy the records, as a wire would: a client may empty its own, not the server's."""
+    """Copy the records, as a wire would: each side may empty its own, not the other's."""
     return RecordDict(
         {key: type(record)(dict(record)) for key, record in content.items()}  # type: ignore[arg-type]
     )

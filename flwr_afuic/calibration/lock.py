@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 
 from flwr_afuic.calibration.blocks import BlockBasis
 from flwr_afuic.calibration.pinned import PinnedSubspaces
+from flwr_afuic.calibration.stacked import StackedDirections
 from flwr_afuic.errors import ConfigError, LayoutError
 
 FloatArray = npt.NDArray[np.floating]
@@ -49,6 +50,7 @@ class RelearningLock:
     def __init__(self) -> None:
         self._directions: dict[str, npt.NDArray[np.float64]] = {}
         self._offsets: dict[str, float] = {}
+        self._basis: StackedDirections | None = None
         self.pinned = PinnedSubspaces()
 
     def pin(self, key: str, basis: BlockBasis, origin: FloatArray) -> None:
@@ -103,6 +105,7 @@ class RelearningLock:
         vector /= np.linalg.norm(vector)
         self._directions[key] = vector
         self._offsets[key] = float(start @ vector)
+        self._basis = None
 
     def held(self, key: str) -> tuple[npt.NDArray[np.float64], float]:
         """Return one lock's unit direction, shape (p,), and ``<o, d^>``; for a checkpoint."""
@@ -112,6 +115,7 @@ class RelearningLock:
         """Take up a lock exactly as :meth:`held` gave it; LayoutError as in :meth:`add`."""
         self._directions[key] = self._vector("direction", direction)
         self._offsets[key] = float(offset)
+        self._basis = None
 
     def remove(self, key: str) -> None:
         """Drop one lock.
@@ -125,6 +129,7 @@ class RelearningLock:
             raise ConfigError(f"no lock with key {key!r}; held: {', '.join(self.keys) or 'none'}")
         del self._directions[key]
         del self._offsets[key]
+        self._basis = None
 
     def margins(self, w: FloatArray) -> dict[str, float]:
         """Signed distance of ``w``, shape (p,), to each half-space's edge; negative is outside."""
@@ -153,6 +158,27 @@ class RelearningLock:
         """
         if not len(self):
             return w
+        if len(self.pinned):
+            return self._project_pinned(w)
+        basis = self._stacked()
+        vector = self._shaped("w", w)
+        reached, length = basis.coordinates(vector)
+        if not np.isfinite(length) and not np.all(np.isfinite(vector)):
+            raise LayoutError("w holds values that are not finite")
+        slack = reached - basis.offsets
+        rounding = 8.0 * float(np.finfo(w.dtype).eps) * (1.0 + length)
+        if bool(np.all(slack >= -rounding)):
+            return w
+        weights = _least_distance_weights(basis.gram, -slack, rounding)
+        if weights is None:
+            raise ConfigError(
+                f"the locks {', '.join(basis.keys)} contradict each other: no model satisfies "
+                "them all; remove one"
+            )
+        return basis.moved(vector, weights, w.dtype)
+
+    def _project_pinned(self, w: FloatArray) -> FloatArray:
+        """Project where subspaces are pinned, too."""
         vector = self._vector("w", w)
         rounding = 8.0 * float(np.finfo(w.dtype).eps) * (1.0 + float(np.linalg.norm(vector)))
         moved = max(self.pinned.drift(vector).values(), default=0.0) > rounding
@@ -164,8 +190,8 @@ class RelearningLock:
         if bool(np.all(slack >= -rounding)):
             return vector.astype(w.dtype) if moved else w
         directions = np.stack([self._directions[key] for key in keys])
-        if len(self.pinned):  # a step that mends a half-space must not leave a pinned subspace
-            directions = np.stack([self.pinned.tangent(row) for row in directions])
+        # A step that mends a half-space must not leave a pinned subspace.
+        directions = np.stack([self.pinned.tangent(row) for row in directions])
         weights = _least_distance_weights(directions @ directions.T, -slack, rounding)
         if weights is None:
             raise ConfigError(
@@ -173,6 +199,18 @@ class RelearningLock:
                 "remove one"
             )
         return (vector + weights @ directions).astype(w.dtype)
+
+    def _stacked(self) -> StackedDirections:
+        """Directions as the rows of one matrix, made once for each set of locks."""
+        if self._basis is None:
+            keys = self.keys
+            rows = np.stack([self._directions[key] for key in keys])
+            # The matrix is the one copy from now on.
+            self._directions.update(zip(keys, rows, strict=True))
+            self._basis = StackedDirections(
+                keys, rows, np.array([self._offsets[key] for key in keys])
+            )
+        return self._basis
 
     def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """Half-spaces as arrays: ``keys`` (m,), ``directions`` (m, p) and ``offsets`` (m,)."""
@@ -214,13 +252,17 @@ class RelearningLock:
         return lock
 
     def _vector(self, name: str, value: FloatArray) -> npt.NDArray[np.float64]:
+        vector = self._shaped(name, value)
+        if not np.all(np.isfinite(vector)):
+            raise LayoutError(f"{name} holds values that are not finite")
+        return vector
+
+    def _shaped(self, name: str, value: FloatArray) -> npt.NDArray[np.float64]:
         vector = np.asarray(value, dtype=np.float64)
         held = next(iter(self._directions.values()), None)
         if vector.ndim != 1 or vector.size == 0 or (held is not None and held.size != vector.size):
             expected = "(p,)" if held is None else f"({held.size},)"
             raise LayoutError(f"{name} must have shape {expected}, got {vector.shape}")
-        if not np.all(np.isfinite(vector)):
-            raise LayoutError(f"{name} holds values that are not finite")
         return vector
 
 

@@ -15,7 +15,9 @@ from flwr_afuic.cli.bench_latency import latency
 from flwr_afuic.cli.bench_membership import membership
 from flwr_afuic.cli.bench_multimodal import multimodal
 from flwr_afuic.cli.bench_reference import reference
+from flwr_afuic.cli.bench_scale import scale
 from flwr_afuic.cli.bench_segmentation import segmentation
+from flwr_afuic.cli.bench_server import server
 from flwr_afuic.cli.bench_wall import wall
 from flwr_afuic.errors import ConfigError
 
@@ -27,6 +29,8 @@ app = typer.Typer(help="Experiments that print the documentation's tables.", no_
 
 app.command("segmentation")(segmentation)
 app.command("multimodal")(multimodal)
+app.command("server")(server)
+app.command("scale")(scale)
 app.command("forget")(forget)
 app.command("ablation")(ablation)
 app.command("latency")(latency)

@@ -1,26 +1,26 @@
 """The buffer of accepted updates between two versions of the global model.
 
-Updates are folded into one accumulator as they come, so that memory does not grow with
-the number of clients. Sums are kept in compensated (two-float64) arithmetic, so that the
-merged model does not depend on the order of arrival (exact while the terms of one entry
-span less than 106 bits, which the screen's norm bound ensures in practice). One site's
-updates can be taken out again without a trace, which an erasure request needs: the others
-are summed anew. What that takes waits in a private folder on disk, not in memory.
+Updates are summed as they come, so that memory does not grow with the number of clients
+(:class:`~flwr_afuic.federation.summing.WeightedSum`). One site's updates can be taken out again
+without a trace, which an erasure request needs: the others are summed anew. What that takes
+waits in a private folder on disk, not in memory.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_afuic.federation.layout import Arrays, Layout
-
-FloatArray = NDArray[np.float64]
+from flwr_afuic.federation.chunks import slices, spread
+from flwr_afuic.federation.layout import Arrays, ArraySpec, Layout
+from flwr_afuic.federation.summing import Scratch, WeightedSum
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,6 @@ class Update:
     base_version: int
     examples: int
     arrays: Arrays
-
-
-class CompensatedSum:
-    """A sum of arrays in two-float64 arithmetic (Knuth's two-sum)."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.high: FloatArray = np.zeros(shape)
-        self.low: FloatArray = np.zeros(shape)
-
-    def add(self, term: FloatArray) -> None:
-        """Add ``term``, of the sum's shape, in place."""
-        total = self.high + term
-        shadow = total - self.high
-        self.low += (self.high - (total - shadow)) + (term - shadow)
-        self.high = total
-
-    @property
-    def value(self) -> FloatArray:
-        """The sum, rounded once to float64."""
-        return self.high + self.low
 
 
 @dataclass
@@ -96,10 +76,7 @@ class UpdateBuffer:
             tempfile.TemporaryDirectory(prefix="flwr-afuic-buffer-") if withdrawable else None
         )
         self._counter = 0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums = [CompensatedSum(spec.shape) for spec in self._layout.specs]
+        self._sum = WeightedSum(layout.specs)
         self._entries: list[_Entry] = []
 
     def __len__(self) -> int:
@@ -117,14 +94,17 @@ class UpdateBuffer:
         return math.fsum(entry.examples * entry.factor for entry in self._entries) / examples
 
     def add(self, update: Update, factor: float) -> None:
-        """Fold one update in, with staleness weight ``factor`` in (0, 1]."""
+        """Take one update in, with staleness weight ``factor`` in (0, 1].
+
+        Its arrays must not change until the merge.
+        """
         path = None
         if self._folder is not None:
-            path = Path(self._folder.name) / f"{self._counter}.npz"
+            path = Path(self._folder.name) / f"{self._counter}.npy"
             self._counter += 1
-            np.savez(path, *update.arrays)
+            _write(path, update.arrays)
         self._entries.append(_Entry(update.site, update.examples, factor, path))
-        self._fold(update.arrays, update.examples * factor)
+        self._sum.add(update.arrays, update.examples * factor)
 
     def withdraw(self, site: str) -> int:
         """Take every update of ``site`` out again; return how many there were.
@@ -140,10 +120,11 @@ class UpdateBuffer:
         if not leaving:
             return 0
         staying = [entry for entry in self._entries if entry.site != site]
-        self._reset()
+        self._sum.clear()
         for entry in staying:
             # Summed anew: subtracting would leave the rounding of an outsized update behind.
-            self._fold(self._stored(entry), entry.examples * entry.factor)
+            stored = _read(self._stored_path(entry), len(self._layout.specs))
+            self._sum.add(stored, entry.examples * entry.factor)
         self._entries = staying
         for entry in leaving:
             self._stored_path(entry).unlink()
@@ -171,26 +152,57 @@ class UpdateBuffer:
         examples = float(sum(entry.examples for entry in self._entries))
         weight = math.fsum(entry.examples * entry.factor for entry in self._entries)
         share = min(1.0, server_lr) * weight / examples
-        merged: Arrays = []
-        for spec, total, array in zip(self._layout.specs, self._sums, current, strict=True):
-            if spec.kind == "trained":
-                step = total.value * (server_lr / examples)
-                merged.append((array.astype(np.float64) + step).astype(spec.dtype))
-                continue
-            average = total.value / weight
-            mixed = (1.0 - share) * array.astype(np.float64) + share * average
-            if spec.kind == "counter":
-                mixed = np.rint(mixed)
-            merged.append(np.asarray(mixed).astype(spec.dtype))
+        merged = [
+            self._stepped(index, spec, array, server_lr / examples)
+            if spec.kind == "trained"
+            else self._mixed(index, spec, array, weight, share)
+            for index, (spec, array) in enumerate(zip(self._layout.specs, current, strict=True))
+        ]
         self.clear()
         return merged
+
+    def _stepped(
+        self, index: int, spec: ArraySpec, array: NDArray[Any], rate: float
+    ) -> NDArray[Any]:
+        """Trained arrays: the current values plus the summed step, piece by piece."""
+        new, old = np.empty(spec.shape, spec.dtype), array.reshape(-1)
+        out = new.reshape(-1)
+
+        def work(pieces: Iterator[slice]) -> None:
+            scratch = Scratch(spec.size)
+            for piece in pieces:
+                size = piece.stop - piece.start
+                step, values = scratch.take("step", size), scratch.take("values", size)
+                self._sum.total(index, piece, step, scratch)
+                step *= rate
+                values[...] = old[piece]
+                values += step
+                out[piece] = values
+
+        spread(spec.size, work)
+        return new
+
+    def _mixed(
+        self, index: int, spec: ArraySpec, array: NDArray[Any], weight: float, share: float
+    ) -> NDArray[Any]:
+        """Statistics and counters: towards the weighted average."""
+        total = np.empty(spec.size)
+        scratch = Scratch(spec.size)
+        for piece in slices(0, spec.size):
+            self._sum.total(index, piece, total[piece], scratch)
+        average = total.reshape(spec.shape) / weight
+        mixed = (1.0 - share) * array.astype(np.float64) + share * average
+        if spec.kind == "counter":
+            mixed = np.rint(mixed)
+        return np.asarray(mixed).astype(spec.dtype)
 
     def clear(self) -> None:
         """Empty the buffer and delete what it kept on disk."""
         for entry in self._entries:
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
-        self._reset()
+        self._sum.clear()
+        self._entries = []
 
     @staticmethod
     def _stored_path(entry: _Entry) -> Path:
@@ -198,10 +210,14 @@ class UpdateBuffer:
             raise RuntimeError(f"no stored update for site {entry.site}")
         return entry.path
 
-    def _stored(self, entry: _Entry) -> Arrays:
-        with np.load(self._stored_path(entry), allow_pickle=False) as stored:
-            return [stored[key] for key in stored.files]
 
-    def _fold(self, arrays: Arrays, factor: float) -> None:
-        for total, array in zip(self._sums, arrays, strict=True):
-            total.add(np.asarray(array, dtype=np.float64) * factor)
+def _write(path: Path, arrays: Arrays) -> None:
+    """Write arrays one after another; no checksum, for nobody reads them after a crash."""
+    with path.open("wb") as file:
+        for array in arrays:
+            np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
+def _read(path: Path, number: int) -> Arrays:
+    with path.open("rb") as file:
+        return [np.lib.format.read_array(file, allow_pickle=False) for _ in range(number)]

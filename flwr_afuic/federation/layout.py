@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.errors import LayoutError
+from flwr_afuic.federation.chunks import all_finite
 
 Arrays: TypeAlias = list[NDArray[Any]]
 Vector: TypeAlias = NDArray[np.float64]
@@ -140,7 +141,7 @@ class Layout:
                 found.append(f"'{spec.name}' has shape {tuple(array.shape)}, not {spec.shape}")
             elif str(array.dtype) != spec.dtype:
                 found.append(f"'{spec.name}' has dtype {array.dtype}, not {spec.dtype}")
-            elif array.dtype.kind in "fc" and not bool(np.isfinite(array).all()):
+            elif array.dtype.kind in "fc" and not all_finite(array):
                 found.append(f"'{spec.name}' holds NaN or infinity")
         return found
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
 
 from flwr_afuic.errors import ConfigError
+from flwr_afuic.federation.chunks import squared_norm
 from flwr_afuic.federation.layout import Arrays, Layout
 
 _WINDOW = 32
@@ -67,8 +69,8 @@ class UpdateScreen:
         """
         if examples <= 0:
             return f"num_examples is {examples}; a site that trained on nothing cannot be weighed"
-        norm = float(np.linalg.norm(self._layout.flatten(update)))
-        if not np.isfinite(norm):
+        norm = math.sqrt(sum(squared_norm(array) for array in self._layout.trained(update)))
+        if not math.isfinite(norm):
             return "the update's norm is not finite"
         typical = self.typical_norm
         if typical is not None and norm > self._factor * typical:

@@ -266,6 +266,7 @@ class AsyncStrategy(Strategy):
             evaluate_config=evaluate_config or ConfigRecord(),
             evaluate_fn=evaluate_fn,
         )
+        del initial_arrays  # a copy of the model less, unless the caller keeps it
         result = self._run.execute()
         counters = self._run.counters
         log(INFO, "Finished in %.1f s: %s", time.monotonic() - began, counters)

@@ -16,6 +16,9 @@ class _WithoutSites(RunHooks):
     def may_train(self, site: str) -> bool:
         return site not in self._without
 
+    def training_key(self) -> frozenset[str]:
+        return self._without
+
 
 class NoUnlearning(AsyncStrategy):
     """Retained sites just train on; start it from the model at the request.

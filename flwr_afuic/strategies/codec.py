@@ -7,13 +7,19 @@ Two client dialects, chosen per federation: ``numpy`` for ``NumPyClient`` apps b
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import SType
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError, WireError
@@ -22,6 +28,8 @@ from flwr_afuic.federation.layout import Arrays
 # More than any site can hold; beyond it, products and sums of weights lose exactness.
 _SECURE_AGGREGATION = "secaggplus"
 _MOST_EXAMPLES = 2**53
+_MAGIC = b"\x93NUMPY\x01\x00"
+_LONGEST_HEADER = 1024
 
 
 @dataclass(frozen=True)
@@ -51,21 +59,87 @@ class EvaluateReply:
 
 def to_record(names: list[str], arrays: Arrays) -> ArrayRecord:
     """Pack arrays under their names."""
-    return ArrayRecord(
-        {name: Array(np.asarray(a, order="C")) for name, a in zip(names, arrays, strict=True)}
-    )
+    return ArrayRecord({name: _encode(a) for name, a in zip(names, arrays, strict=True)})
+
+
+def pack(names: list[str], arrays: Arrays) -> ArrayRecord:
+    """Pack arrays, and put read-only views of the record in their place: one copy, not two."""
+    packed = {}
+    for index, name in enumerate(names):
+        packed[name] = _encode(arrays[index])
+        arrays[index] = _view(packed[name])
+    return ArrayRecord(packed)
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """Unpack every array, in order; WireError on undecodable bytes."""
+    """Unpack every array, in order, as read-only views where that can be.
+
+    WireError on undecodable bytes.
+    """
     try:
-        decoded = [array.numpy() for array in record.values()]
+        decoded = [_view(array) for array in record.values()]
     except Exception as error:
         # Hostile bytes make NumPy's readers raise all sorts, and none may end the run.
         raise WireError(f"an array of the reply cannot be decoded: {error}") from error
     if not all(isinstance(array, np.ndarray) for array in decoded):
         raise WireError("an array of the reply is an archive, not one array")
     return decoded
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return how NumPy's file format begins for such an array; empty where we leave it to NumPy."""
+    kind = np.dtype(dtype)
+    if kind.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
+        return b""
+    stream = BytesIO()
+    fields = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, fields)
+    return stream.getvalue()
+
+
+def _encode(array: NDArray[Any]) -> Array:
+    """Serialise as Flower does, with one copy."""
+    values = np.asarray(array, order="C")
+    header = _header(str(values.dtype), values.shape)
+    if not header:
+        return Array(values)
+    data = b"".join((header, values.reshape(-1).view(np.uint8).data))
+    return Array(str(values.dtype), values.shape, SType.NUMPY, data)
+
+
+def _view(array: Array) -> NDArray[Any]:
+    """Look at an array's values in the bytes that hold them; copy only where that fails.
+
+    What the bytes say counts: a NumPyClient's reply leaves the record's own fields empty.
+    """
+    data = array.data
+    if array.stype == SType.NUMPY and data[:8] == _MAGIC:
+        end = 10 + int.from_bytes(data[8:10], "little")
+        form = _form(data[8:end]) if end <= _LONGEST_HEADER else None
+        if form is not None:
+            dtype, shape = form
+            return np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
+    return array.numpy()
+
+
+@lru_cache(maxsize=1024)
+def _form(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Read dtype and shape from a header; None for what we leave to NumPy."""
+    shape, fortran, dtype = npy.read_array_header_1_0(BytesIO(header))
+    if fortran or dtype.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
+        return None
+    return dtype, shape
+
+
+def forget_arrays(message: Message) -> None:
+    """Let go of a message's arrays; views of them that were taken stay whole.
+
+    Flower's records refer to each other in circles: without this their bytes would stay in memory
+    until Python's collector comes by, some models later.
+    """
+    for record in message.content.array_records.values():
+        record.clear()
 
 
 class Dialect(ABC):

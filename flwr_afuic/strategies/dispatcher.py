@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 from flwr.app import Message, RecordDict
@@ -83,6 +84,11 @@ class Dispatcher:
         return list(self._pending.values())
 
     @property
+    def in_flight(self) -> int:
+        """How many tasks are in flight."""
+        return len(self._pending)
+
+    @property
     def unjudged(self) -> list[Task]:
         """Tasks in flight, and the one whose reply is being looked at."""
         return self.pending if self._in_hand is None else [*self.pending, self._in_hand]
@@ -113,7 +119,7 @@ class Dispatcher:
 
         A reply that Flower itself cannot read comes as the WireError that says so.
         """
-        for message_id in list(self._pending):
+        for message_id in self._worth_asking():
             found = self._pull(message_id)
             late = self._clock.now() >= self._pending[message_id].deadline
             if found or late:
@@ -137,6 +143,22 @@ class Dispatcher:
                 return [WireError("the reply is no message with a content")]
         return list(found)
 
+    def _worth_asking(self) -> list[str]:
+        """Ids of all messages in flight, oldest first.
+
+        Of a grid that knows which replies are there only those, and those whose time is up.
+        """
+        known = getattr(self._grid, "arrived", None)
+        if known is None:
+            return list(self._pending)
+        now = self._clock.now()
+        # The timeout is the same for all: who was sent first is late first.
+        late = takewhile(lambda item: now >= item[1].deadline, self._pending.items())
+        ids = {message_id: None for message_id, _ in late}
+        ids.update(dict.fromkeys(known()))
+        return [message_id for message_id in ids if message_id in self._pending]
+
     def next_deadline(self) -> float | None:
         """When the next task in flight expires, or None."""
-        return min((task.deadline for task in self._pending.values()), default=None)
+        oldest = next(iter(self._pending.values()), None)
+        return None if oldest is None else oldest.deadline

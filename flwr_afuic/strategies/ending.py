@@ -28,10 +28,9 @@ def check_alive(run: FederationRun) -> None:
             "start the sites' SuperNodes"
         )
         raise FederationError(f"nobody could train for {waited:.0f} s: {why}")
-    members = run.roster.members
-    if run.dispatcher.pending or not members:
+    if run.dispatcher.in_flight or not run.roster.members:
         return
-    training = [member for member in members if run.hooks.may_train(member.site)]
+    training = [member for member in run.roster.members if run.hooks.may_train(member.site)]
     if training and all(m.failures >= run.settings.max_failures for m in training):
         reasons = "; ".join(f"{m.site}: {m.last_failure}" for m in training[:3])
         raise FederationError(f"no site returns a usable update ({reasons})")

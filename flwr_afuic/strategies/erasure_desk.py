@@ -147,9 +147,8 @@ class ErasureDesk:
     def refuse(self, site: str) -> None:
         """Send a site no more tasks of training; an evaluation it was due for falls away."""
         self.withdrawn.add(site)
-        for member in self.run.roster.members:
-            if member.site == site:
-                member.due_evaluation = 0
+        for member in self.run.roster.all_of_site(site):
+            member.due_evaluation = 0
 
     def withdraw(self, site: str) -> int:
         """Refuse a site's updates, those in flight and those not merged yet included.
@@ -178,8 +177,7 @@ class ErasureDesk:
 
     def busy(self, site: str) -> bool:
         """Whether a connected node of the site has a task in flight, which has its own deadline."""
-        members = self.run.roster.members
-        return any(m.site == site and m.connected and m.busy for m in members)
+        return any(m.connected and m.busy for m in self.run.roster.all_of_site(site))
 
     def poll(self, member: Member) -> bool:
         """Ask a node who it is, and tell it what became of its requests."""

@@ -8,6 +8,7 @@ merged, verifying, completed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -190,6 +191,11 @@ class ErasureHooks(RunHooks):
     def may_train(self, site: str) -> bool:
         """Whether a site trains: not while, and with client scope never after, it is erased."""
         return site not in self.desk.withdrawn
+
+    def training_key(self) -> Hashable | None:
+        """See :class:`RunHooks`."""
+        known = type(self).may_train is ErasureHooks.may_train
+        return frozenset(self.desk.withdrawn) if known else None
 
     def task_config(self, member: Member) -> dict[str, wire.Scalar]:
         """Tell a site which of its requests the server knows and which are closed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ class RunHooks:
     def may_train(self, site: str) -> bool:
         """Whether a site is sent training tasks and its updates are accepted."""
         return True
+
+    def training_key(self) -> Hashable | None:
+        """Return what differs whenever :meth:`may_train` answers differently.
+
+        So that the engine need not ask it for every site at every version; None where it has to.
+        """
+        return () if type(self).may_train is RunHooks.may_train else None
 
     def stands_still(self) -> bool:
         """Whether no training and no evaluation is sent out now, to nobody."""

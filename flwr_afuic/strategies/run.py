@@ -30,7 +30,9 @@ from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import (
     dialect_named,
     explain_error,
+    forget_arrays,
     from_record,
+    pack,
     to_record,
 )
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
@@ -99,6 +101,7 @@ class FederationRun:
         self._evaluate_config = dict(evaluate_config)
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
         self._round_progress = 0
+        self._retained: tuple[object, list[Member]] | None = None
         self._refreshed = float("-inf")
         self.last_able = self.started
         self._resumes = 0
@@ -159,21 +162,30 @@ class FederationRun:
         }
 
     def retained(self) -> list[Member]:
-        """Healthy members that may train."""
-        return [
-            member
-            for member in self.roster.members
-            if self.roster.healthy(member) and self.hooks.may_train(member.site)
-        ]
+        """Healthy members that may train; not to be changed."""
+        refused = self.hooks.training_key()
+        key = None if refused is None else (self.roster.changes, refused)
+        if key is None or self._retained is None or self._retained[0] != key:
+            found = [
+                member
+                for member in self.roster.members
+                if self.roster.healthy(member) and self.hooks.may_train(member.site)
+            ]
+            self._retained = (key, found)
+        return self._retained[1]
 
     def adopt(self, arrays: Arrays, cause: str, sites: tuple[str, ...] = ()) -> None:
-        """Make ``arrays`` the next version of the global model."""
-        self.arrays = arrays
+        """Make ``arrays``, which are taken over, the next version of the global model."""
         self.version += 1
+        self.arrays = arrays
+        self._record_cache = (self.version, ArrayRecord())  # the last model goes before packing
+        self.result.arrays = self._record_cache[1]
+        self.result.arrays = pack(self.layout.names, arrays)
+        self._record_cache = (self.version, self.result.arrays)
         entry = VersionEntry(self.version, self.round, self.elapsed, cause, sites)
         self.journal.versions.append(entry)
         if self.settings.on_version is not None:
-            self.settings.on_version(entry, arrays)
+            self.settings.on_version(entry, self.arrays)
         self.hooks.after_version(entry)
 
     @property
@@ -243,7 +255,7 @@ class FederationRun:
                     self._idle()
             drain(self)
             self.commit()
-        self.result.arrays = to_record(self.layout.names, self.arrays)
+        self.result.arrays = self.record_of(self.version, self.arrays)
         return self.result
 
     def _finished(self) -> bool:
@@ -289,7 +301,7 @@ class FederationRun:
         """Whether as many nodes are connected as training needs."""
         # Training starts with so many; once it runs, a site that leaves must not end it.
         least = 1 if self.version else self.settings.min_available_nodes
-        return len(self.connected()) >= least
+        return self.roster.connected >= least
 
     def _dispatch(self) -> bool:
         if not self.enough_nodes() or self.hooks.stands_still():
@@ -383,8 +395,11 @@ class FederationRun:
 
     def _accept_training(self, task: Task, message: Message) -> None:
         reply = self.dialect.read_train(message.content)
+        forget_arrays(message)
         self.learn(task.member, reply.info)
-        full = self.intake.accept(task, reply) and len(self.buffer) >= self.settings.buffer_size
+        taken = self.intake.accept(task, reply)
+        del reply  # before a new model is made: a copy less in memory
+        full = taken and len(self.buffer) >= self.settings.buffer_size
         if full and self.settings.mode == "async":
             self._merge_buffer()
 

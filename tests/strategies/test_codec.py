@@ -23,6 +23,7 @@ from flwr_afuic.strategies.codec import (
     NumPyDialect,
     dialect_named,
     from_record,
+    pack,
     to_record,
 )
 
@@ -417,3 +418,18 @@ def test_names() -> None:
     assert isinstance(dialect_named("message"), MessageDialect)
     with pytest.raises(ConfigError, match="unknown client dialect 'grpc'"):
         dialect_named("grpc")
+
+
+def test_packed_models_are_one_copy_and_read_back_bit_by_bit() -> None:
+    arrays = [
+        np.arange(6, dtype=np.float32).reshape(2, 3), np.asarray(3, np.int64),
+        np.zeros((0, 2), np.float32), np.asfortranarray(np.ones((2, 3))),
+    ]  # fmt: skip
+    copies = [array.copy() for array in arrays]
+    record = pack(["a", "b", "c", "d"], arrays)
+    for array, copy, packed in zip(arrays, copies, record.values(), strict=True):
+        assert array.tobytes() == copy.tobytes()
+        assert (array.shape, array.dtype) == (copy.shape, copy.dtype)
+        assert packed.data == Array(np.asarray(copy, order="C")).data, "as Flower writes it"
+    assert not arrays[0].flags.writeable
+    assert not arrays[0].flags.owndata

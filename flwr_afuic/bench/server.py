@@ -1,0 +1,223 @@
+"""What the server's work on large models costs, beside Flower's and beside what memory allows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+from flwr_afuic.bench.server_sizes import Model, flower_reply, generated, interleaved, reply
+from flwr_afuic.calibration.lock import RelearningLock
+from flwr_afuic.federation.buffer import Update, UpdateBuffer
+from flwr_afuic.federation.chunks import spread
+from flwr_afuic.federation.screening import UpdateScreen
+from flwr_afuic.federation.snapshots import SnapshotStore
+from flwr_afuic.state.files import sync_file
+from flwr_afuic.state.vault import Vault
+from flwr_afuic.strategies.codec import NumPyDialect, pack, to_record
+
+SERVER_LR = 0.5
+
+
+@dataclass
+class Timed:
+    """Median seconds of the works of one part, by name, and what else belongs to them.
+
+    Attributes
+    ----------
+    part : str
+        ``merge``, ``lock``, ``wire`` or ``disk``.
+    size : int
+        Parameters; of a lock, its rank.
+    seconds : dict of str to float
+        Median of each work.
+    notes : dict of str to float
+        Sizes that the table shows.
+    """
+
+    part: str
+    size: int
+    seconds: dict[str, float]
+    notes: dict[str, float] = field(default_factory=dict)
+
+    def ratio(self, work: str, floor: str) -> float:
+        """Return how many times the floor a work takes."""
+        return self.seconds[work] / self.seconds[floor]
+
+
+def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
+    """Time a merge of some updates: ours, Flower's, and floors over the same bytes.
+
+    ``merge`` is what the issue of a floor is about: updates that were decoded and judged go into
+    the sum, and the sum into a new model. ``message to model`` is all of it for each update:
+    decode, check every value, judge the norm, add; then make the model and pack it to be sent.
+    Flower's aggregation decodes and packs, too, and checks nothing.
+
+    Floors: ``floor`` is one fused multiply-add pass (``acc += weight * update``) per update, in
+    PyTorch, in place, over as many bytes as float64 sums of float32 updates take in one pass
+    each: read 4, read 8, write 8 for each parameter and update, and 16 to make the model.
+    ``float32 floor`` is the same if sums were float32: read 4, read 4, write 4.
+    """
+    model = generated(parameters)
+    update = generated(parameters, seed=1, scale=0.01)
+    buffer = UpdateBuffer(model.layout)
+    message = reply(update, 10)
+    flowers = [flower_reply(_renamed(message["fitres.parameters"], model), 10)] * updates  # type: ignore[arg-type]
+    dialect, names = NumPyDialect(), model.layout.names
+
+    def merge() -> None:
+        for number in range(updates):
+            buffer.add(Update("site", 0, 10 + number, update.arrays), 1.0)
+        buffer.merge(model.arrays, server_lr=SERVER_LR)
+
+    def whole() -> None:
+        screen = UpdateScreen(model.layout)
+        for number in range(updates):
+            found = dialect.read_train(message)
+            model.layout.check(found.arrays, "update")
+            screen.refuse(found.arrays, found.examples)
+            buffer.add(Update("site", 0, 10 + number, found.arrays), 1.0)
+        pack(names, buffer.merge(model.arrays, server_lr=SERVER_LR))
+
+    def flower() -> None:
+        aggregate_arrayrecords(flowers, "num-examples")
+
+    works: dict[str, Callable[[], object]] = {"merge": merge, "message to model": whole,
+                                              "Flower": flower}  # fmt: skip
+    works |= _floors(model, update, updates)
+    return Timed("merge", parameters, interleaved(works, repeats), {"updates": updates})
+
+
+def _renamed(record: ArrayRecord, model: Model) -> ArrayRecord:
+    return ArrayRecord(dict(zip(model.layout.names, record.values(), strict=True)))
+
+
+def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[], object]]:
+    """Return passes over the bytes that a merge must touch."""
+    sums32 = [torch.zeros(array.size) for array in model.arrays]
+    terms32 = [torch.from_numpy(array) for array in update.arrays]
+    # A float64 pass reads 8, reads 8 and writes 8 bytes an entry: of so many entries.
+    bytes_needed = model.parameters * (20 * updates + 16)
+    entries = bytes_needed // (24 * len(model.arrays) * (updates + 1))
+    sums64 = [torch.zeros(entries, dtype=torch.float64) for _ in model.arrays]
+    terms64 = [torch.ones(entries, dtype=torch.float64) for _ in model.arrays]
+    target = [np.empty_like(array) for array in model.arrays]
+
+    def fused(sums: list[torch.Tensor], terms: list[torch.Tensor], passes: int) -> None:
+        # One thread: on these passes PyTorch's others only get in each other's way.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for _ in range(passes):
+            for total, term in zip(sums, terms, strict=True):
+                total.add_(term, alpha=0.3)
+        torch.set_num_threads(threads)
+
+    def copy() -> None:
+        for into, array in zip(target, model.arrays, strict=True):
+            flat, source = into.reshape(-1), array.reshape(-1)
+
+            def work(pieces: Iterator[slice]) -> None:
+                for piece in pieces:
+                    flat[piece] = source[piece]  # noqa: B023 - spread() ends before the next array
+
+            spread(flat.size, work)
+
+    return {
+        "floor": lambda: fused(sums64, terms64, updates + 1),
+        "float32 floor": lambda: fused(sums32, terms32, updates),
+        "copy": copy,
+    }
+
+
+def lock_part(parameters: int, rank: int, repeats: int) -> Timed:
+    """Time the projection onto locks that are violated, beside two passes over their basis.
+
+    A pass is one multiply-add for each entry of the basis, in BLAS, reading it once.
+    """
+    rng = np.random.default_rng(0)
+    lock, origin = RelearningLock(), np.zeros(parameters)
+    for number in range(rank):
+        lock.add(str(number), np.roll(_drawn(rng, parameters), number), origin)
+    outside = -np.sum([lock.held(key)[0] for key in lock.keys], axis=0)
+    lock.project(outside)
+    basis = [lock.held(key)[0] for key in lock.keys]
+    inside = -outside
+
+    def passes() -> None:
+        for _ in range(2):
+            for row in basis:
+                row @ row
+
+    works: dict[str, Callable[[], object]] = {
+        "violated": lambda: lock.project(outside),
+        "kept": lambda: lock.project(inside),
+        "floor": passes,
+    }
+    return Timed("lock", rank, interleaved(works, repeats), {"parameters": parameters})
+
+
+def _drawn(rng: np.random.Generator, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.resize(rng.standard_normal(min(size, 1_000_003)), size)
+
+
+def wire_part(parameters: int, repeats: int) -> Timed:
+    """Time encoding a model and decoding a reply, ours and Flower's, and taking a snapshot."""
+    model = generated(parameters)
+    message, dialect, store = reply(model, 10), NumPyDialect(), SnapshotStore()
+    record = message.array_records["fitres.parameters"]
+
+    def snapshot() -> None:
+        store.acquire(1, model.arrays)
+        store.release(1)
+
+    works: dict[str, Callable[[], object]] = {
+        "encode": lambda: to_record(model.layout.names, model.arrays),
+        "Flower's encode": lambda: [Array(array) for array in model.arrays],
+        "decode": lambda: dialect.read_train(message),
+        "Flower's decode": lambda: [array.numpy() for array in record.values()],
+        "snapshot": snapshot,
+        "copy": lambda: [array.copy() for array in model.arrays],
+    }
+    return Timed("wire", parameters, interleaved(works, repeats))
+
+
+def disk_part(parameters: int, repeats: int, folder: Path | None = None) -> Timed:
+    """Time a checkpoint's weights, and an update kept for withdrawal, beside plain writes."""
+    model = generated(parameters)
+    data = b"".join(array.data for array in model.arrays)
+    with tempfile.TemporaryDirectory(prefix="flwr-afuic-", dir=folder) as name:
+        place, vault = Path(name), Vault(Path(name) / "weights")
+        buffer = UpdateBuffer(model.layout, withdrawable=True)
+
+        def checkpoint() -> None:
+            model.arrays[0][0] += 1  # other content, so that it is written
+            digest = vault.put(dict(zip(model.layout.names, model.arrays, strict=True)))
+            vault.path(digest).unlink()
+
+        def write(synced: bool) -> None:
+            path = place / "plain"
+            with path.open("wb", buffering=0) as file:
+                file.write(data)
+            if synced:
+                sync_file(path)
+            os.unlink(path)
+
+        def kept() -> None:
+            buffer.add(Update("site", 0, 10, model.arrays), 1.0)
+            buffer.clear()
+
+        works: dict[str, Callable[[], object]] = {
+            "checkpoint": checkpoint,
+            "sequential write, synced": lambda: write(True),
+            "update kept for withdrawal": kept,
+            "sequential write": lambda: write(False),
+        }
+        return Timed("disk", parameters, interleaved(works, repeats))

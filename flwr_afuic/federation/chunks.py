@@ -1,0 +1,113 @@
+"""Work on large arrays piece by piece: each piece stays in the processor's cache.
+
+NumPy lets go of the interpreter's lock while it computes, so that threads share the pieces. What
+is done to one entry does not depend on the pieces: results are the same bit by bit, whatever
+their size and number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 1 << 15
+"""Entries of a piece: a few float64 buffers of it fit a core's second-level cache."""
+
+_SHARED_FROM = 1 << 20
+_MOST_THREADS = 8
+_UNSHARED = 1 << 13
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+Work = Callable[[Iterator[slice]], None]
+
+
+def slices(start: int, stop: int) -> Iterator[slice]:
+    """Yield the pieces from ``start`` to ``stop``, in order."""
+    for first in range(start, stop, CHUNK):
+        yield slice(first, min(stop, first + CHUNK))
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def spread(size: int, work: Work) -> None:
+    """Have every piece of ``size`` entries worked on, by several threads where that pays.
+
+    Parameters
+    ----------
+    size : int
+        Number of entries.
+    work : callable
+        Takes an iterator of slices; called once in each thread, so that it can make its scratch
+        buffers once. Raises what it raises.
+    """
+    threads = min(cores(), _MOST_THREADS)
+    if size < _SHARED_FROM or threads < 2:
+        work(slices(0, size))
+        return
+    edges = [size * number // threads for number in range(threads + 1)]
+    parts = [slices(*pair) for pair in pairwise(edges)]
+    for done in [_threads(threads).submit(work, part) for part in parts]:
+        done.result()
+
+
+def _threads(number: int) -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(number, thread_name_prefix="flwr-afuic-chunks")
+        return _pool
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether a floating-point array holds neither NaN nor infinity."""
+    flat = array.reshape(-1)
+    if flat.size < _SHARED_FROM or array.dtype.kind != "f":
+        return bool(np.isfinite(flat).all())
+    bad = threading.Event()
+
+    def work(pieces: Iterator[slice]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for piece in pieces:
+                part = flat[piece]
+                if not (math.isfinite(_square(part)) or bool(np.isfinite(part).all())):
+                    bad.set()
+
+    spread(flat.size, work)
+    return not bad.is_set()
+
+
+def squared_norm(array: NDArray[Any]) -> float:
+    """Sum of squares in float64; infinity or NaN where an entry is not finite."""
+    flat = array.reshape(-1)
+    found: list[tuple[int, float]] = []
+
+    def work(pieces: Iterator[slice]) -> None:
+        buffer = np.empty(min(CHUNK, flat.size))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for piece in pieces:
+                part = buffer[: piece.stop - piece.start]
+                part[...] = flat[piece]
+                found.append((piece.start, _square(part)))
+
+    spread(flat.size, work)
+    return sum(value for _, value in sorted(found))
+
+
+def _square(part: NDArray[Any]) -> float:
+    """Sum of squares, in pieces so small that BLAS starts no threads of its own."""
+    pieces = range(0, part.size, _UNSHARED)
+    return sum(float(p @ p) for p in (part[start : start + _UNSHARED] for start in pieces))
