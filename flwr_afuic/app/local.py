@@ -263,13 +263,10 @@ class LocalGrid(Grid):
     def _call(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         try:
-            reply = self._app(message, context)
+            return self._app(message, context)
         except Exception as error:  # noqa: BLE001 - a site's exception is a reply, as in Flower
             reason = "".join(traceback.format_exception_only(error)).strip()
             return Message(Error(_APP_EXCEPTION, reason), reply_to=message)
-        if not reply.has_error():
-            reply.content = _own_copy(reply.content)
-        return reply
 
     def _due(self, flight: _Flight) -> float:
         if flight.due is None:
@@ -311,14 +308,14 @@ def run_local(
 
 
 def _own_copy(content: RecordDict) -> RecordDict:
-    """Copy the records, as a wire would: each side may empty its own, not the other's."""
+    """Copy the records, as a wire would: a client may empty its own, not the server's."""
     return RecordDict(
         {key: type(record)(dict(record)) for key, record in content.items()}  # type: ignore[arg-type]
     )
 
 
 def _steps(content: RecordDict) -> int | None:
-    for record in content.config_records.values():
+    for record in content.values():
         if isinstance(record, ConfigRecord):
             steps = record.get(wire.STEPS)
             if isinstance(steps, int) and not isinstance(steps, bool):

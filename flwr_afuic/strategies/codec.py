@@ -10,13 +10,22 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import SType
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -30,6 +39,7 @@ _SECURE_AGGREGATION = "secaggplus"
 _MOST_EXAMPLES = 2**53
 _MAGIC = b"\x93NUMPY\x01\x00"
 _LONGEST_HEADER = 1024
+_Record = TypeVar("_Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 @dataclass(frozen=True)
@@ -132,14 +142,34 @@ def _form(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
     return dtype, shape
 
 
-def forget_arrays(message: Message) -> None:
-    """Let go of a message's arrays; views of them that were taken stay whole.
+def own_copy(message: Message) -> Message:
+    """Return a message with records of its own, which hold the same arrays.
 
-    Flower's records refer to each other in circles: without this their bytes would stay in memory
-    until Python's collector comes by, some models later.
+    Whoever handed the message over may hold it, too, and hand it over again.
     """
-    for record in message.content.array_records.values():
+    own = copy(message)
+    if message.has_content():
+        own.content = RecordDict({key: record.copy() for key, record in message.content.items()})
+    return own
+
+
+def forget_arrays(message: Message) -> None:
+    """Let go of the arrays of a message of one's own; views of them that were taken stay whole.
+
+    The loop holds the message until the next one: without this its bytes would stay in memory
+    while a new model is made.
+    """
+    for record in _of_kind(message.content, ArrayRecord).values():
         record.clear()
+
+
+def _of_kind(content: RecordDict, kind: type[_Record]) -> dict[str, _Record]:
+    """Return the records of one kind.
+
+    Flower's own properties for that make circles of references, in which a message's arrays stay
+    in memory until Python's collector comes by, some models later.
+    """
+    return {key: record for key, record in content.items() if isinstance(record, kind)}
 
 
 class Dialect(ABC):
@@ -210,9 +240,9 @@ class NumPyDialect(Dialect):
         """See :meth:`Dialect.read_train`."""
         _check_status(content, "fitres")
         try:
-            record = content.array_records["fitres.parameters"]
-            examples = content.metric_records["fitres.num_examples"]["num_examples"]
-            info = dict(content.config_records["fitres.metrics"])
+            record = _of_kind(content, ArrayRecord)["fitres.parameters"]
+            examples = _of_kind(content, MetricRecord)["fitres.num_examples"]["num_examples"]
+            info = dict(_of_kind(content, ConfigRecord)["fitres.metrics"])
         except KeyError as error:
             raise WireError(f"the train reply lacks {error}") from error
         return TrainReply(from_record(record), _whole(examples), _numeric(info), info)
@@ -221,16 +251,16 @@ class NumPyDialect(Dialect):
         """See :meth:`Dialect.read_evaluate`."""
         _check_status(content, "evaluateres")
         try:
-            loss = content.metric_records["evaluateres.loss"]["loss"]
-            examples = content.metric_records["evaluateres.num_examples"]["num_examples"]
-            info = dict(content.config_records["evaluateres.metrics"])
+            loss = _of_kind(content, MetricRecord)["evaluateres.loss"]["loss"]
+            examples = _of_kind(content, MetricRecord)["evaluateres.num_examples"]["num_examples"]
+            info = dict(_of_kind(content, ConfigRecord)["evaluateres.metrics"])
         except KeyError as error:
             raise WireError(f"the evaluate reply lacks {error}") from error
         return EvaluateReply(_real(loss), _whole(examples), _numeric(info), info)
 
     def read_poll(self, content: RecordDict) -> dict[str, Any]:
         """See :meth:`Dialect.read_poll`."""
-        record = content.config_records.get("getpropertiesres.properties")
+        record = _of_kind(content, ConfigRecord).get("getpropertiesres.properties")
         return {} if record is None else dict(record)
 
 
@@ -259,7 +289,7 @@ class MessageDialect(Dialect):
 
     def read_train(self, content: RecordDict) -> TrainReply:
         """See :meth:`Dialect.read_train`."""
-        records = list(content.array_records.values())
+        records = list(_of_kind(content, ArrayRecord).values())
         if len(records) != 1:
             raise WireError(f"the train reply holds {len(records)} ArrayRecords; it must hold one")
         metrics, examples = self._metrics(content, "train")
@@ -277,7 +307,7 @@ class MessageDialect(Dialect):
 
     @staticmethod
     def _metrics(content: RecordDict, what: str) -> tuple[dict[str, float], int]:
-        records = list(content.metric_records.values())
+        records = list(_of_kind(content, MetricRecord).values())
         if len(records) != 1 or "num-examples" not in records[0]:
             raise WireError(
                 f"the {what} reply must hold one MetricRecord with 'num-examples', "
@@ -311,11 +341,11 @@ def _numbered(arrays: ArrayRecord) -> ArrayRecord:
 
 
 def _configs(content: RecordDict) -> dict[str, Any]:
-    return {k: v for record in content.config_records.values() for k, v in record.items()}
+    return {k: v for record in _of_kind(content, ConfigRecord).values() for k, v in record.items()}
 
 
 def _check_status(content: RecordDict, prefix: str) -> None:
-    status = content.config_records.get(f"{prefix}.status")
+    status = _of_kind(content, ConfigRecord).get(f"{prefix}.status")
     if status is not None and status.get("code", 0) != 0:
         raise WireError(
             f"the client reports status {status.get('code')!r}: {status.get('message', '')!r}"

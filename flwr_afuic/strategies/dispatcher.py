@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from flwr_afuic.errors import WireError
 from flwr_afuic.federation.clock import Clock, RealClock
 from flwr_afuic.federation.roster import Member
+from flwr_afuic.strategies.codec import own_copy
 
 # What Flower raises on a message of hostile bytes; a connection that fails raises something else.
 _UNREADABLE = (
@@ -141,7 +142,7 @@ class Dispatcher:
                 message.has_content() or message.has_error()
             ):
                 return [WireError("the reply is no message with a content")]
-        return list(found)
+        return [own_copy(message) for message in found]
 
     def _worth_asking(self) -> list[str]:
         """Ids of all messages in flight, oldest first.

@@ -58,6 +58,8 @@ class FaultyGrid(LocalGrid):
         Told of every step, by name.
     """
 
+    arrived = None  # it delivers itself, and like Flower's own Grid it does not tell what is there
+
     def __init__(self, *args, faults: Iterator[str], tick: Callable[[str], None], **options):
         super().__init__(*args, **options)
         self._faults = faults

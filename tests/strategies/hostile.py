@@ -59,6 +59,8 @@ class Plan:
 class HostileGrid(LocalGrid):
     """A LocalGrid on which replies of the first two sites arrive mutated."""
 
+    arrived = None  # it delivers itself, and like Flower's own Grid it does not tell what is there
+
     def __init__(self, *args: Any, plan: Plan, dialect: str, judge: Judge, **options: Any) -> None:
         super().__init__(*args, **options)
         self._plan, self._dialect, self._judge = plan, dialect, judge

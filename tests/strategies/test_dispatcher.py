@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 
 from flwr_afuic.app.local import LocalGrid
 from flwr_afuic.errors import WireError
 from flwr_afuic.federation.clock import RealClock, VirtualClock
 from flwr_afuic.federation.roster import Member
+from flwr_afuic.strategies.codec import NumPyDialect, forget_arrays
 from flwr_afuic.strategies.dispatcher import Dispatcher, Task, clock_of
 from tests.strategies import sites
 
@@ -106,7 +110,8 @@ def test_replies_come_with_their_tasks(dispatcher: Dispatcher, box: Mailbox) -> 
     dispatcher.send(second, "train", content())
     assert list(dispatcher.replies()) == []
     reply = box.answer("m2", 1)
-    assert list(dispatcher.replies()) == [(second, reply)]
+    ((done, found),) = dispatcher.replies()
+    assert (done, found.metadata) == (second, reply.metadata)
     assert (one.busy, two.busy) == (True, False)
     assert dispatcher.pending == [first]
     assert all(len(ids) == 1 for ids in box.pulled), "one reply at a time"
@@ -134,7 +139,42 @@ def test_a_reply_on_the_deadline_counts(
     dispatcher.send(job, "train", content())
     reply = box.answer("m1", 0)
     clock.sleep(60)
-    assert list(dispatcher.replies()) == [(job, reply)]
+    ((done, found),) = dispatcher.replies()
+    assert (done, found.metadata) == (job, reply.metadata)
+
+
+def test_the_engine_may_empty_a_reply_that_its_grid_still_holds(
+    dispatcher: Dispatcher, box: Mailbox
+) -> None:
+    dispatcher.send(task(Member(7, "a")), "train", content())
+    reply = box.answer("m1", 0)
+    reply.content["arrays"] = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    ((_, found),) = dispatcher.replies()
+    assert found.content["arrays"]["w"] is reply.content["arrays"]["w"], "no copy of the bytes"
+    forget_arrays(found)
+    assert len(found.content["arrays"]) == 0
+    assert len(reply.content["arrays"]) == 1
+
+
+def test_reading_a_reply_makes_no_circle_that_keeps_its_bytes() -> None:
+    arrays = ArrayRecord({"0": Array(np.ones(3, np.float32))})
+    counts = MetricRecord({"num_examples": 3})
+    reply = RecordDict(
+        {
+            "fitres.parameters": arrays,
+            "fitres.num_examples": counts,
+            "fitres.metrics": ConfigRecord(),
+        }
+    )
+    seen, record = weakref.ref(reply), weakref.ref(arrays)
+    gc.disable()
+    try:
+        NumPyDialect().read_train(reply)
+        del reply, arrays
+        assert seen() is None
+        assert record() is None
+    finally:
+        gc.enable()
 
 
 def test_whoever_stops_listening_midway_loses_no_reply(
