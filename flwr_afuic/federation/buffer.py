@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from flwr_afuic.federation.chunks import slices, spread
 from flwr_afuic.federation.layout import Arrays, ArraySpec, Layout
+from flwr_afuic.federation.packing import made
 from flwr_afuic.federation.summing import Scratch, WeightedSum
 
 
@@ -144,8 +145,8 @@ class UpdateBuffer:
         Returns
         -------
         list of ndarray
-            The next global model, in the layout's dtypes. Counters are rounded to the
-            nearest integer and keep their dtype.
+            The next global model, in the layout's dtypes, read-only, in the bytes in which it
+            travels. Counters are rounded to the nearest integer and keep their dtype.
         """
         if not self._entries:
             raise ValueError("the buffer is empty; there is nothing to merge")
@@ -165,22 +166,23 @@ class UpdateBuffer:
         self, index: int, spec: ArraySpec, array: NDArray[Any], rate: float
     ) -> NDArray[Any]:
         """Trained arrays: the current values plus the summed step, piece by piece."""
-        new, old = np.empty(spec.shape, spec.dtype), array.reshape(-1)
-        out = new.reshape(-1)
+        old = array.reshape(-1)
 
-        def work(pieces: Iterator[slice]) -> None:
-            scratch = Scratch(spec.size)
-            for piece in pieces:
-                size = piece.stop - piece.start
-                step, values = scratch.take("step", size), scratch.take("values", size)
-                self._sum.total(index, piece, step, scratch)
-                step *= rate
-                values[...] = old[piece]
-                values += step
-                out[piece] = values
+        def fill(new: NDArray[Any]) -> None:
+            out = new.reshape(-1)
 
-        spread(spec.size, work)
-        return new
+            def work(pieces: Iterator[slice]) -> None:
+                scratch = Scratch(spec.size)
+                for piece in pieces:
+                    step = scratch.take("step", piece.stop - piece.start)
+                    self._sum.total(index, piece, step, scratch)
+                    step *= rate
+                    step += old[piece]
+                    out[piece] = step
+
+            spread(spec.size, work)
+
+        return made(spec.dtype, spec.shape, fill)
 
     def _mixed(
         self, index: int, spec: ArraySpec, array: NDArray[Any], weight: float, share: float
@@ -194,7 +196,8 @@ class UpdateBuffer:
         mixed = (1.0 - share) * array.astype(np.float64) + share * average
         if spec.kind == "counter":
             mixed = np.rint(mixed)
-        return np.asarray(mixed).astype(spec.dtype)
+        values = np.asarray(mixed).astype(spec.dtype)
+        return made(spec.dtype, spec.shape, lambda new: np.copyto(new, values))
 
     def clear(self) -> None:
         """Empty the buffer and delete what it kept on disk."""

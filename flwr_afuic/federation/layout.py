@@ -7,6 +7,7 @@ statistics (BatchNorm mean and variance) and which are counters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.errors import LayoutError
-from flwr_afuic.federation.chunks import all_finite
+from flwr_afuic.federation.chunks import squared_norm
 
 Arrays: TypeAlias = list[NDArray[Any]]
 Vector: TypeAlias = NDArray[np.float64]
@@ -133,25 +134,42 @@ class Layout:
 
     def problems(self, arrays: Sequence[NDArray[Any]]) -> list[str]:
         """List everything in which ``arrays`` differ from the layout."""
+        return self._looked_at(arrays)[0]
+
+    def _looked_at(self, arrays: Sequence[NDArray[Any]]) -> tuple[list[str], list[float]]:
+        """Return the problems, and the squared norm of each array (0 for integers)."""
         if len(arrays) != len(self.specs):
-            return [f"{len(arrays)} arrays where the model has {len(self.specs)}"]
-        found = []
+            return [f"{len(arrays)} arrays where the model has {len(self.specs)}"], []
+        found, squares = [], []
         for spec, array in zip(self.specs, arrays, strict=True):
+            square = 0.0
             if tuple(array.shape) != spec.shape:
                 found.append(f"'{spec.name}' has shape {tuple(array.shape)}, not {spec.shape}")
             elif str(array.dtype) != spec.dtype:
                 found.append(f"'{spec.name}' has dtype {array.dtype}, not {spec.dtype}")
-            elif array.dtype.kind in "fc" and not all_finite(array):
-                found.append(f"'{spec.name}' holds NaN or infinity")
-        return found
+            elif array.dtype.kind in "fc":
+                square = squared_norm(array)
+                # The squares of finite float64 entries may overflow.
+                if not math.isfinite(square) and not np.isfinite(array).all():
+                    found.append(f"'{spec.name}' holds NaN or infinity")
+            squares.append(square)
+        return found, squares
 
-    def check(self, arrays: Sequence[NDArray[Any]], origin: str) -> None:
-        """Raise :class:`LayoutError` unless ``arrays`` fit, naming the first problems."""
-        found = self.problems(arrays)
+    def check(self, arrays: Sequence[NDArray[Any]], origin: str) -> list[float]:
+        """Raise :class:`LayoutError` unless ``arrays`` fit, naming the first problems.
+
+        Returns
+        -------
+        list of float
+            Sum of squares of each array, which the look at every entry gives for nothing; 0 for
+            integers.
+        """
+        found, squares = self._looked_at(arrays)
         if found:
             more = len(found) - _SHOWN_PROBLEMS
             tail = f" (and {more} more)" if more > 0 else ""
             raise LayoutError(f"{origin}: {'; '.join(found[:_SHOWN_PROBLEMS])}{tail}")
+        return squares
 
     def flatten(self, arrays: Sequence[NDArray[Any]]) -> Vector:
         """Concatenate the trained arrays into one float64 vector of shape ``(p,)``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -54,7 +54,13 @@ class UpdateScreen:
         for site, norm in norms:
             self._norms.setdefault(site, deque(maxlen=_WINDOW)).append(norm)
 
-    def refuse(self, update: Arrays, examples: int, site: str = "") -> str | None:
+    def refuse(
+        self,
+        update: Arrays,
+        examples: int,
+        site: str = "",
+        squares: Sequence[float] | None = None,
+    ) -> str | None:
         """Return why the update is refused, or None if it is sound.
 
         Parameters
@@ -66,10 +72,16 @@ class UpdateScreen:
             The site's number of training examples.
         site : str
             Who sends it.
+        squares : sequence of float, optional
+            Sum of squares of each array of the update, where :meth:`Layout.check` gave them.
         """
         if examples <= 0:
             return f"num_examples is {examples}; a site that trained on nothing cannot be weighed"
-        norm = math.sqrt(sum(squared_norm(array) for array in self._layout.trained(update)))
+        if squares is None:
+            norm = math.sqrt(sum(squared_norm(array) for array in self._layout.trained(update)))
+        else:
+            pairs = zip(self._layout.specs, squares, strict=True)
+            norm = math.sqrt(sum(square for spec, square in pairs if spec.kind == "trained"))
         if not math.isfinite(norm):
             return "the update's norm is not finite"
         typical = self.typical_norm

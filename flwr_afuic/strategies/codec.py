@@ -7,13 +7,10 @@ Two client dialects, chosen per federation: ``numpy`` for ``NumPyClient`` apps b
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BytesIO
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,18 +24,16 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.common.constant import SType
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from flwr_afuic import wire
 from flwr_afuic.errors import ConfigError, WireError
 from flwr_afuic.federation.layout import Arrays
+from flwr_afuic.federation.packing import file_of, header, viewed
 
 # More than any site can hold; beyond it, products and sums of weights lose exactness.
 _SECURE_AGGREGATION = "secaggplus"
 _MOST_EXAMPLES = 2**53
-_MAGIC = b"\x93NUMPY\x01\x00"
-_LONGEST_HEADER = 1024
 _Record = TypeVar("_Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 
@@ -96,25 +91,15 @@ def from_record(record: ArrayRecord) -> Arrays:
     return decoded
 
 
-@lru_cache(maxsize=4096)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return how NumPy's file format begins for such an array; empty where we leave it to NumPy."""
-    kind = np.dtype(dtype)
-    if kind.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
-        return b""
-    stream = BytesIO()
-    fields = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-    npy.write_array_header_1_0(stream, fields)
-    return stream.getvalue()
-
-
 def _encode(array: NDArray[Any]) -> Array:
-    """Serialise as Flower does, with one copy."""
+    """Serialise as Flower does, with one copy, or none where the array lies in such a file."""
     values = np.asarray(array, order="C")
-    header = _header(str(values.dtype), values.shape)
-    if not header:
-        return Array(values)
-    data = b"".join((header, values.reshape(-1).view(np.uint8).data))
+    data = file_of(values)
+    if data is None:
+        head = header(str(values.dtype), values.shape)
+        if not head:
+            return Array(values)
+        data = b"".join((head, values.reshape(-1).view(np.uint8).data))
     return Array(str(values.dtype), values.shape, SType.NUMPY, data)
 
 
@@ -123,23 +108,8 @@ def _view(array: Array) -> NDArray[Any]:
 
     What the bytes say counts: a NumPyClient's reply leaves the record's own fields empty.
     """
-    data = array.data
-    if array.stype == SType.NUMPY and data[:8] == _MAGIC:
-        end = 10 + int.from_bytes(data[8:10], "little")
-        form = _form(data[8:end]) if end <= _LONGEST_HEADER else None
-        if form is not None:
-            dtype, shape = form
-            return np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
-    return array.numpy()
-
-
-@lru_cache(maxsize=1024)
-def _form(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
-    """Read dtype and shape from a header; None for what we leave to NumPy."""
-    shape, fortran, dtype = npy.read_array_header_1_0(BytesIO(header))
-    if fortran or dtype.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
-        return None
-    return dtype, shape
+    found = viewed(array.data) if array.stype == SType.NUMPY else None
+    return array.numpy() if found is None else found
 
 
 def own_copy(message: Message) -> Message:

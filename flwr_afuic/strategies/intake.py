@@ -97,15 +97,16 @@ class Intake:
             run.note("stale", member.site, why)
             self.record(task, "stale", why, reply.examples)
             return False
-        run.layout.check(reply.arrays, f"update of {member.site}")
+        squares: list[float] | None = run.layout.check(reply.arrays, f"update of {member.site}")
         if reply.info.get(wire.KIND) == wire.KIND_DELTA:
             update = reply.arrays
         elif task.holds_snapshot:
             update = run.layout.update_between(reply.arrays, self.snapshots.get(task.version))
+            squares = None
         else:
             member.returns_delta = False
             raise WireError("the client returned weights where it returned deltas before")
-        reason = self.screen.refuse(update, reply.examples, member.site)
+        reason = self.screen.refuse(update, reply.examples, member.site, squares)
         if reason is not None:
             raise WireError(reason)
         run.roster.succeeded(member)

@@ -1,0 +1,104 @@
+"""Arrays that lie in the very bytes in which they travel: one copy of a model, not two.
+
+Flower sends an array as a file of NumPy's (``.npy``, version 1.0) in a ``bytes`` object. A model
+that is made in such a file needs no second copy to be sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+_MAGIC = b"\x93NUMPY\x01\x00"
+_LONGEST_HEADER = 1024
+
+
+@lru_cache(maxsize=4096)
+def header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Return how NumPy's file format begins for such an array; empty where we leave it to NumPy."""
+    kind = np.dtype(dtype)
+    if kind.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
+        return b""
+    stream = BytesIO()
+    fields = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(stream, fields)
+    return stream.getvalue()
+
+
+def made(
+    dtype: str, shape: tuple[int, ...], fill: Callable[[NDArray[Any]], object]
+) -> NDArray[Any]:
+    """Make an array in the bytes of its file.
+
+    Parameters
+    ----------
+    dtype, shape
+        Of the array.
+    fill : callable
+        Writes every entry of the array it is given, and keeps no reference to it.
+
+    Returns
+    -------
+    ndarray
+        Read-only; :func:`file_of` gives its file.
+    """
+    head = header(dtype, shape)
+    if not head:
+        array = np.empty(shape, dtype)
+        fill(array)
+        array.flags.writeable = False
+        return array
+    # Bytes of zeros, which the system hands out without writing them; nobody else refers to them,
+    # so that neither getbuffer() nor getvalue() makes a copy.
+    file = BytesIO(bytes(len(head) + math.prod(shape) * np.dtype(dtype).itemsize))
+    file.write(head)
+    view = file.getbuffer()
+    fill(np.frombuffer(view, dtype, offset=len(head)).reshape(shape))
+    view.release()
+    data = file.getvalue()
+    file.close()  # a BufferError if the array that was filled could still be written to
+    return np.frombuffer(data, dtype, offset=len(head)).reshape(shape)
+
+
+def viewed(data: bytes) -> NDArray[Any] | None:
+    """Look at the array in a file's bytes without a copy; None for what we leave to NumPy.
+
+    What the bytes say counts: errors of NumPy's reader on damaged bytes are raised.
+    """
+    if data[:8] != _MAGIC:
+        return None
+    end = 10 + int.from_bytes(data[8:10], "little")
+    form = _form(data[8:end]) if end <= _LONGEST_HEADER else None
+    if form is None:
+        return None
+    dtype, shape = form
+    return np.frombuffer(data, dtype, math.prod(shape), end).reshape(shape)
+
+
+def file_of(array: NDArray[Any]) -> bytes | None:
+    """Return the bytes of an array's file where the array is a whole file's; else None."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, bytes) or not array.flags.c_contiguous:
+        return None
+    head = header(str(array.dtype), array.shape)
+    whole = len(base) == len(head) + array.nbytes and bool(head) and base.startswith(head)
+    # Of that size and in those bytes, it is a view of all the values or of none.
+    return base if whole else None
+
+
+@lru_cache(maxsize=1024)
+def _form(text: bytes) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Read dtype and shape from a header; None for what we leave to NumPy."""
+    shape, fortran, dtype = npy.read_array_header_1_0(BytesIO(text))
+    if fortran or dtype.hasobject or not math.prod(shape) or min(shape, default=1) < 0:
+        return None
+    return dtype, shape
