@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
-_PIECE = 1 << 18
-"""Entries of a model that are projected at a time; results are the same where it is one piece."""
+from flwr_afuic.federation.chunks import spread
+
+_BLOCK = 1 << 13
+"""Entries of the matrix that one product takes: so few that BLAS starts no threads of its own."""
 
 
 class StackedDirections:
     """The directions held, row by row, and what a projection needs of them again and again.
 
-    A projection reads the basis twice, piece by piece: once for the model's coordinates, once
-    for the step. Neither makes a copy of it.
+    A projection reads the basis twice, piece by piece and in as many threads as there are
+    processors: once for the model's coordinates, once for the step. Neither makes a copy of it,
+    and neither depends on the number of threads.
     """
 
     def __init__(
@@ -32,13 +37,22 @@ class StackedDirections:
 
         The length is NaN or infinity where an entry is not finite.
         """
-        reached, squares = np.zeros(len(self.rows)), 0.0
-        with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, vector.size, _PIECE):
-                part = vector[start : start + _PIECE]
-                reached += self.rows[:, start : start + _PIECE] @ part
-                squares += float(part @ part)
-        return reached, float(np.sqrt(squares))
+        found: list[tuple[int, npt.NDArray[np.float64], float]] = []
+
+        def work(pieces: Iterator[slice]) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                for piece in pieces:
+                    reached, squares = np.zeros(len(self.rows)), 0.0
+                    for block in self._blocks(piece):
+                        part = vector[block]
+                        reached += self.rows[:, block] @ part
+                        squares += float(part @ part)
+                    found.append((piece.start, reached, squares))
+
+        spread(vector.size, work)
+        found.sort(key=lambda part: part[0])
+        total = np.sum([reached for _, reached, _ in found], axis=0)
+        return total, float(np.sqrt(sum(squares for _, _, squares in found)))
 
     def moved(
         self,
@@ -48,7 +62,16 @@ class StackedDirections:
     ) -> npt.NDArray[np.floating]:
         """Return ``vector + weights @ rows`` as ``dtype``."""
         result = np.empty(vector.shape, dtype)
-        for start in range(0, vector.size, _PIECE):
-            piece = slice(start, start + _PIECE)
-            result[piece] = vector[piece] + weights @ self.rows[:, piece]
+
+        def work(pieces: Iterator[slice]) -> None:
+            for piece in pieces:
+                for block in self._blocks(piece):
+                    result[block] = vector[block] + weights @ self.rows[:, block]
+
+        spread(vector.size, work)
         return result
+
+    def _blocks(self, piece: slice) -> Iterator[slice]:
+        step = max(256, _BLOCK // len(self.rows))
+        for start in range(piece.start, piece.stop, step):
+            yield slice(start, min(piece.stop, start + step))

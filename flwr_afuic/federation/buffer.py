@@ -174,11 +174,13 @@ class UpdateBuffer:
             def work(pieces: Iterator[slice]) -> None:
                 scratch = Scratch(spec.size)
                 for piece in pieces:
-                    step = scratch.take("step", piece.stop - piece.start)
+                    size = piece.stop - piece.start
+                    step, values = scratch.take("step", size), scratch.take("values", size)
                     self._sum.total(index, piece, step, scratch)
                     step *= rate
-                    step += old[piece]
-                    out[piece] = step
+                    values[...] = old[piece]  # in two steps: NumPy adds mixed types slowly
+                    values += step
+                    out[piece] = values
 
             spread(spec.size, work)
 

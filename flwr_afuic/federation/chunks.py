@@ -105,5 +105,8 @@ def squared_norm(array: NDArray[Any]) -> float:
 
 def _square(part: NDArray[Any]) -> float:
     """Sum of squares, in pieces so small that BLAS starts no threads of its own."""
-    pieces = range(0, part.size, _UNSHARED)
-    return sum(float(p @ p) for p in (part[start : start + _UNSHARED] for start in pieces))
+    total = 0.0
+    for start in range(0, part.size, _UNSHARED):
+        block = part[start : start + _UNSHARED]
+        total += float(block.dot(block))
+    return total

@@ -108,7 +108,7 @@ Term = tuple[NDArray[np.generic], float]
 
 
 def _weigh(out: FloatArray, part: NDArray[np.generic], factor: float) -> None:
-    out[...] = part
+    out[...] = part  # in two steps: NumPy multiplies mixed types through a slow buffer
     out *= factor
 
 
