@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from flwr_afuic.bench.server_sizes import Model, flower_reply, generated, interleaved, reply
 from flwr_afuic.calibration.lock import RelearningLock
 from flwr_afuic.federation.buffer import Update, UpdateBuffer
-from flwr_afuic.federation.chunks import spread
+from flwr_afuic.federation.chunks import cores, spread
 from flwr_afuic.federation.screening import UpdateScreen
 from flwr_afuic.federation.snapshots import SnapshotStore
 from flwr_afuic.state.files import sync_file
@@ -29,7 +30,7 @@ SERVER_LR = 0.5
 
 @dataclass
 class Timed:
-    """Median seconds of the works of one part, by name, and what else belongs to them.
+    """Least seconds of the works of one part, by name, and what else belongs to them.
 
     Attributes
     ----------
@@ -38,7 +39,7 @@ class Timed:
     size : int
         Parameters; of a lock, its rank.
     seconds : dict of str to float
-        Median of each work.
+        The least of each work's repeats.
     notes : dict of str to float
         Sizes that the table shows.
     """
@@ -61,10 +62,11 @@ def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
     decode, check every value, judge the norm, add; then make the model and pack it to be sent.
     Flower's aggregation decodes and packs, too, and checks nothing.
 
-    Floors: ``floor`` is one fused multiply-add pass (``acc += weight * update``) per update, in
-    PyTorch, in place, over as many bytes as float64 sums of float32 updates take in one pass
-    each: read 4, read 8, write 8 for each parameter and update, and 16 to make the model.
-    ``float32 floor`` is the same if sums were float32: read 4, read 4, write 4.
+    Floors: ``floor`` is one fused multiply-add pass (``acc += weight * update``) per update in
+    float32, in PyTorch, in place: read 4, read 4 and write 4 bytes for each parameter and update.
+    ``float64 floor`` is such a pass over as many bytes as float64 sums of float32 updates take,
+    which is what we form: read 4, read 8, write 8 for each parameter and update, and 16 to make
+    the model. Both with one thread and with all, whichever is faster.
     """
     model = generated(parameters)
     update = generated(parameters, seed=1, scale=0.01)
@@ -82,8 +84,8 @@ def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
         screen = UpdateScreen(model.layout)
         for number in range(updates):
             found = dialect.read_train(message)
-            model.layout.check(found.arrays, "update")
-            screen.refuse(found.arrays, found.examples)
+            squares = model.layout.check(found.arrays, "update")
+            screen.refuse(found.arrays, found.examples, "site", squares)
             buffer.add(Update("site", 0, 10 + number, found.arrays), 1.0)
         pack(names, buffer.merge(model.arrays, server_lr=SERVER_LR))
 
@@ -93,7 +95,10 @@ def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
     works: dict[str, Callable[[], object]] = {"merge": merge, "message to model": whole,
                                               "Flower": flower}  # fmt: skip
     works |= _floors(model, update, updates)
-    return Timed("merge", parameters, interleaved(works, repeats), {"updates": updates})
+    seconds = interleaved(works, repeats)
+    for floor in ("floor", "float64 floor"):
+        seconds[floor] = min(seconds.pop(f"{floor}, {threads}") for threads in ("one", "all"))
+    return Timed("merge", parameters, seconds, {"updates": updates})
 
 
 def _renamed(record: ArrayRecord, model: Model) -> ArrayRecord:
@@ -111,14 +116,15 @@ def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[],
     terms64 = [torch.ones(entries, dtype=torch.float64) for _ in model.arrays]
     target = [np.empty_like(array) for array in model.arrays]
 
-    def fused(sums: list[torch.Tensor], terms: list[torch.Tensor], passes: int) -> None:
-        # One thread: on these passes PyTorch's others only get in each other's way.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    def fused(
+        sums: list[torch.Tensor], terms: list[torch.Tensor], passes: int, threads: int
+    ) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
         for _ in range(passes):
             for total, term in zip(sums, terms, strict=True):
                 total.add_(term, alpha=0.3)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
     def copy() -> None:
         for into, array in zip(target, model.arrays, strict=True):
@@ -130,11 +136,11 @@ def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[],
 
             spread(flat.size, work)
 
-    return {
-        "floor": lambda: fused(sums64, terms64, updates + 1),
-        "float32 floor": lambda: fused(sums32, terms32, updates),
-        "copy": copy,
-    }
+    works: dict[str, Callable[[], object]] = {}
+    for name, threads in (("one", 1), ("all", cores())):
+        works[f"floor, {name}"] = partial(fused, sums32, terms32, updates, threads)
+        works[f"float64 floor, {name}"] = partial(fused, sums64, terms64, updates + 1, threads)
+    return {**works, "copy": copy}
 
 
 def lock_part(parameters: int, rank: int, repeats: int) -> Timed:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -75,9 +74,9 @@ def flower_reply(record: ArrayRecord, examples: int) -> RecordDict:
 def interleaved(
     works: dict[str, Callable[[], object]], repeats: int, warmup: int = 1
 ) -> dict[str, float]:
-    """Return the median seconds of each piece of work, all of them run in turn.
+    """Return the least seconds that each piece of work took, all of them run in turn.
 
-    In turn, so that what else goes on in the machine hits all alike.
+    In turn, and the least, so that what else goes on in the machine counts as little as can be.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(warmup + repeats):
@@ -86,4 +85,4 @@ def interleaved(
             work()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: median(taken) for name, taken in seconds.items()}
+    return {name: min(taken) for name, taken in seconds.items()}

@@ -36,7 +36,7 @@ class Wanted:
         Of the memory runs with delta clients, on models of ``memory_parameters``; those of
         other kinds have ``clients[1]``.
     repeats : int
-        Of each timing; medians are shown.
+        Of each timing; the fastest is shown.
     """
 
     parts: Sequence[str] = PARTS
@@ -120,7 +120,7 @@ def figures(results: Results) -> dict[str, float]:
         if timed.part == "merge":
             name = f"merge/{timed.size}"
             found[f"{name}/ratio_to_floor"] = timed.ratio("merge", "floor")
-            found[f"{name}/ratio_to_float32_floor"] = timed.ratio("merge", "float32 floor")
+            found[f"{name}/ratio_to_float64_floor"] = timed.ratio("merge", "float64 floor")
             found[f"{name}/speedup_vs_flower"] = timed.ratio("Flower", "message to model")
             found[f"{name}/merge_speedup_vs_flower"] = timed.ratio("Flower", "merge")
         elif timed.part == "lock":

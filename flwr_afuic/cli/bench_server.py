@@ -24,7 +24,7 @@ def server(
     ranks: Annotated[str, typer.Option(help="Ranks of locks.")] = "1,8,32",
     clients: Annotated[str, typer.Option(help="Clients of the memory runs.")] = "2,10,100,1000",
     memory_parameters: Annotated[int, typer.Option(help="Their model.")] = 10_000_000,
-    repeats: Annotated[int, typer.Option(help="Of each timing; medians are shown.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Of each timing; the fastest is shown.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder of finished parts, which are kept.")] = Path(
         "runs/server"
     ),

@@ -53,11 +53,12 @@ def test_the_server_bench_measures_keeps_and_prints(tmp_path: Path) -> None:
 
 
 def test_ratios_are_what_they_say() -> None:
-    seconds = {"merge": 3.0, "floor": 2.0, "float32 floor": 1.0, "Flower": 9.0,
+    seconds = {"merge": 3.0, "floor": 2.0, "float64 floor": 6.0, "Flower": 9.0,
                "message to model": 4.5}  # fmt: skip
     results = server_table.Results([Timed("merge", 7, seconds)], [Peak("deltas", 10, 410, 100)])
     found = server_table.figures(results)
     assert found["merge/7/ratio_to_floor"] == 1.5
+    assert found["merge/7/ratio_to_float64_floor"] == 0.5
     assert found["merge/7/speedup_vs_flower"] == 2.0
     assert found["memory/10/model_copies"] == 4.1
     assert "| deltas | 10 |" in server_table.markdown(results)
