@@ -66,7 +66,7 @@ def make_app() -> ServerApp:
 
             def bound(run: FederationRun) -> None:
                 bind(run)
-                run.handle = _timed(run.handle, timed, own)  # type: ignore[method-assign]
+                run.replies.handle = _timed(run.replies.handle, timed, own)  # type: ignore[method-assign]
                 run.intake.send = _timed(run.intake.send, timed, own)  # type: ignore[method-assign]
 
             hooks.bind = bound  # type: ignore[method-assign]

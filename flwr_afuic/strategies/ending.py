@@ -62,7 +62,7 @@ def drain(run: FederationRun) -> None:
 def _handle_last(run: FederationRun, task: Task, message: Message | WireError | None) -> None:
     """Handle a reply after the last merge: evaluations count, training no longer does."""
     if task.kind == "evaluate":
-        run.handle(task, message)
+        run.replies.handle(task, message)
         return
     run.journal.spans.append(
         Span(task.member.site, task.kind, task.sent - run.started, run.elapsed)
@@ -70,6 +70,6 @@ def _handle_last(run: FederationRun, task: Task, message: Message | WireError | 
     run.intake.release(task)
     if isinstance(message, Message) and not message.has_error() and task.kind == "train":
         try:
-            run.learn(task.member, run.dialect.read_train(message.content).info)
+            run.replies.learn(task.member, run.dialect.read_train(message.content).info)
         except AfuicError as error:
             log(WARNING, "unusable last reply of %s: %s", task.member.site, error)

@@ -250,11 +250,11 @@ class ErasureHooks(RunHooks):
                 delta = dialect.read_train(message.content)
                 # First what the site says: it may cancel the very request, and what is refused
                 # as malformed must not have moved the model.
-                self.run.learn(task.member, delta.info)
+                self.run.replies.learn(task.member, delta.info)
                 self.tasks.accept(record, task, delta)
             else:
                 score = dialect.read_evaluate(message.content)
-                self.run.learn(task.member, score.info)
+                self.run.replies.learn(task.member, score.info)
                 if task.kind == "gate":
                     self._judge(record, task, score)
                 else:

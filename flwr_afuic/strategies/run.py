@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict
-from logging import INFO, WARNING
+from logging import INFO
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
 from flwr_afuic import wire
-from flwr_afuic.errors import LayoutError, WireError
 from flwr_afuic.federation.buffer import UpdateBuffer
 from flwr_afuic.federation.clock import VirtualClock
-from flwr_afuic.federation.journal import Counters, Event, Journal, Span, VersionEntry
+from flwr_afuic.federation.journal import Counters, Event, Journal, VersionEntry
 from flwr_afuic.federation.layout import Arrays, Layout
 from flwr_afuic.federation.roster import Member, Roster
 from flwr_afuic.federation.worker import Worker
@@ -29,8 +28,6 @@ from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.averages import MetricAverages
 from flwr_afuic.strategies.codec import (
     dialect_named,
-    explain_error,
-    forget_arrays,
     from_record,
     pack,
     to_record,
@@ -41,13 +38,13 @@ from flwr_afuic.strategies.ending import check_alive, drain
 from flwr_afuic.strategies.evaluations import EvaluateFn, Evaluations
 from flwr_afuic.strategies.hooks import RunHooks
 from flwr_afuic.strategies.intake import Intake
+from flwr_afuic.strategies.replies import Replies
 
 if TYPE_CHECKING:
     from flwr_afuic.strategies.asynchronous import AsyncStrategy
 
 VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
-_METHOD_TASKS = ("unlearn", "verify", "gate")
 
 
 class FederationRun:
@@ -55,7 +52,7 @@ class FederationRun:
 
     Public attributes are what hooks and reports use: ``arrays`` (the current global
     model), ``version``, ``round``, ``layout``, ``roster``, ``dispatcher``, ``journal``,
-    ``clock``, ``intake``, ``buffer``, ``worker``, ``counters``.
+    ``clock``, ``intake``, ``replies``, ``buffer``, ``worker``, ``counters``.
     """
 
     def __init__(
@@ -96,7 +93,8 @@ class FederationRun:
         self.worker = Worker(self.clock)
         self.result = Result(arrays=initial_arrays)
         self.intake = Intake(self)
-        self._evaluations = Evaluations(self.result, self.clock, evaluate_fn)
+        self.replies = Replies(self)
+        self.evaluations = Evaluations(self.result, self.clock, evaluate_fn)
         self.train_config = dict(train_config)
         self._evaluate_config = dict(evaluate_config)
         self._record_cache: tuple[int, ArrayRecord] = (0, initial_arrays)
@@ -238,8 +236,8 @@ class FederationRun:
                 self.settings.recorder.start(self.layout.trained_names)
             ending.callback(self.buffer.clear)
             ending.callback(self.hooks.close)
-            ending.callback(self._evaluations.close)
-            ending.callback(self._evaluations.collect)
+            ending.callback(self.evaluations.close)
+            ending.callback(self.evaluations.collect)
             ending.callback(self.worker.close)
             if isinstance(self.clock, VirtualClock):
                 for source in (self.roster.next_event, self.dispatcher.next_deadline):
@@ -249,7 +247,7 @@ class FederationRun:
                 cause = "resumed" if self._resumes else "initial"
                 entry = VersionEntry(self.version, self.round, self.elapsed, cause)
                 self.settings.on_version(entry, self.arrays)
-            self._evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
+            self.evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
             while not self._finished():
                 if not self._step():
                     self._idle()
@@ -269,7 +267,7 @@ class FederationRun:
         handled = False
         for task, message in self.dispatcher.replies():
             handled = True
-            self.handle(task, message)
+            self.replies.handle(task, message)
             if self._finished():
                 break
         merged = self.settings.mode == "sync" and self._close_sync_round()
@@ -333,7 +331,7 @@ class FederationRun:
         if self.intake.send(member, self.train_config):
             return True
         task = Task(member, "train", self.version, self.round)
-        self._fail(task, "Flower took no message for the node")
+        self.replies.fail(task, "Flower took no message for the node")
         return False
 
     def send_evaluation(self, member: Member) -> bool:
@@ -345,94 +343,15 @@ class FederationRun:
         content = self.dialect.evaluate(self.record_of(self.version, self.arrays), config)
         return self.dispatcher.send(task, MessageType.EVALUATE, content)
 
-    # ---- replies --------------------------------------------------------------------
-
-    def handle(self, task: Task, message: Message | WireError | None) -> None:
-        """Take in what became of a task; what is malformed is quarantined."""
-        member = task.member
-        self.journal.spans.append(
-            Span(member.site, task.kind, task.sent - self.started, self.elapsed)
-        )
-        try:
-            if message is None:
-                self.counters.expired += 1
-                self._fail(task, f"no reply within {self.timeout:g} s")
-            elif isinstance(message, WireError):
-                raise message
-            elif message.has_error():
-                self.counters.failed += 1
-                reason = explain_error((message.error.reason or "").strip())
-                self._fail(task, f"error {message.error.code}: {reason}")
-            elif task.kind == "train":
-                self._accept_training(task, message)
-            elif task.kind == "evaluate":
-                evaluation = self.dialect.read_evaluate(message.content)
-                self.learn(member, evaluation.info)
-                self._evaluations.accept(task.round, evaluation)
-            elif task.kind == "poll":
-                self.learn(member, self.dialect.read_poll(message.content))
-                self.roster.succeeded(member)
-            else:
-                self.hooks.on_reply(task, message)
-        except (WireError, LayoutError) as error:
-            self._quarantine(task, str(error))
-        finally:
-            self.intake.release(task)
-
-    def learn(self, member: Member, info: dict[str, Any]) -> None:
-        """Take in what a reply says of its site."""
-        protocol = info.get(wire.CLIENT)
-        if isinstance(protocol, int) and not isinstance(protocol, bool):
-            member.protocol = protocol
-        member.returns_delta = info.get(wire.KIND, "") == wire.KIND_DELTA or member.returns_delta
-        member.holds_lock = info.get(wire.HOLDS_LOCK) is True or member.holds_lock
-        site = info.get(wire.SITE)
-        if isinstance(site, str) and not self.roster.identify(member, site[:200]):
-            why = f"an unauthenticated node says it is {site[:200]!r}, which is registered"
-            self.hooks.on_forgery(member, why)
-            raise WireError(why)
-        self.hooks.on_info(member, info)
-
-    def _accept_training(self, task: Task, message: Message) -> None:
-        reply = self.dialect.read_train(message.content)
-        forget_arrays(message)
-        self.learn(task.member, reply.info)
-        taken = self.intake.accept(task, reply)
-        del reply  # before a new model is made: a copy less in memory
-        full = taken and len(self.buffer) >= self.settings.buffer_size
-        if full and self.settings.mode == "async":
-            self._merge_buffer()
-
-    def _quarantine(self, task: Task, reason: str) -> None:
-        self.counters.quarantined += 1
-        if task.kind == "train":
-            self.intake.record(task, "quarantined", reason)
-        text = f"{reason}; quarantined, {self._back_off(task, reason)}"
-        self.note("quarantined", task.member.site, text, level=WARNING)
-        if task.kind in _METHOD_TASKS:
-            self.hooks.on_failure(task, reason)
-
-    def _fail(self, task: Task, reason: str) -> None:
-        text = f"{task.kind} failed: {reason}; {self._back_off(task, reason)}"
-        self.note("task-failed", task.member.site, text, level=WARNING)
-        if task.kind in _METHOD_TASKS:
-            self.hooks.on_failure(task, reason)
-
-    def _back_off(self, task: Task, reason: str) -> str:
-        # A site that cannot evaluate may still train, and one that cannot train may still
-        # evaluate: an evaluation neither makes a site fail nor forgives its failures.
-        if task.kind in ("evaluate", "gate"):
-            return "left out of this evaluation"
-        return f"asked again in {self.roster.failed(task.member, reason):g} s"
-
     # ---- versions and rounds --------------------------------------------------------
 
     def flush(self) -> None:
         """Merge what the buffer holds, however little that is."""
         if len(self.buffer):
-            self._merge_buffer()
+            self.merge_buffer()
 
-    def _merge_buffer(self) -> None:
+    def merge_buffer(self) -> None:
+        """Make a version of the updates in the buffer."""
         sites = tuple(self.buffer.sites)
         factor = self.settings.server_lr * self.buffer.mean_factor
         merged = self.buffer.merge(self.arrays, server_lr=self.settings.server_lr)
@@ -455,7 +374,7 @@ class FederationRun:
         training = any(task.kind == "train" for task in self.dispatcher.pending)
         if training or not len(self.buffer):
             return False
-        self._merge_buffer()
+        self.merge_buffer()
         return True
 
     def _close_round(self, completed: int) -> None:
@@ -466,7 +385,7 @@ class FederationRun:
         if every and self.round // every > (self.round - completed) // every:
             for member in self.retained():
                 member.due_evaluation = self.round
-        self._evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
+        self.evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
         if self.settings.mode == "sync":
-            self._evaluations.collect()
+            self.evaluations.collect()
         log(INFO, "[ROUND %s/%s] version %s", self.round, self.num_rounds, self.version)
