@@ -7,47 +7,71 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from flwr_afuic.bench.segmentation_scores import AreaResult
-from flwr_afuic.report.look import FAINT, INK, MUTED, blank_figure, save
+from flwr_afuic.bench.segmentation_table import BOUNDS
+from flwr_afuic.report.look import FAINT, INK, MUTED, blank_figure, save, stroke
 
 CAPTION = (
-    "Dice on the erased cases over rounds: without unlearning it stays above retraining, AFU-IC "
-    "comes down to it at the merge"
+    "Dice on the erased cases over rounds: without unlearning, retrained, retrained with another "
+    "seed, and AFU-IC; the band is retraining within the bound"
 )
-_ARMS = {
-    "no_unlearning": ("no unlearning", "#d55e00", (0, (4, 2))),
-    "retrain_floor": ("retrained, another seed", "#999999", (0, (1, 1))),
-    "retrain": ("retrained", INK, "solid"),
-    "afuic": ("AFU-IC", "#0072b2", "solid"),
-}
+_ARMS = ("no_unlearning", "retrain_floor", "retrain", "afuic")
 _HEIGHT = 3.9
 
 
 def draw(results: Mapping[str, Mapping[int, AreaResult]], path: Path) -> Path:
     """Write the picture as PNG and return its path: a panel an area, means over seeds."""
+    bound = BOUNDS["forget_dice_gap"].limit
     figure = blank_figure(
         _HEIGHT,
         "Dice on the erased cases, hippocampus MRI",
-        "From the request on, mean over the seeds; marks: the last merge of each seed.",
+        f"Mean over the seeds, from the request on. Band: retraining ± {bound:g}. Vertical lines: "
+        "the last merge of each seed.",
     )
     count = max(1, len(results))
+    lines: dict[str, Line2D] = {}
     for index, (area, runs) in enumerate(results.items()):
-        axes = figure.add_axes((0.07 + index * 0.94 / count, 0.14, 0.94 / count - 0.06, 0.60))
+        axes = figure.add_axes((0.07 + index * 0.94 / count, 0.20, 0.94 / count - 0.06, 0.54))
         title = "a site is erased" if area == "site" else "one patient is erased"
-        _panel(axes, runs, title, labelled=index == 0)
+        lines |= _panel(axes, runs, title, bound)
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="lower center",
+        ncols=len(_ARMS),
+        fontsize=8,
+        frameon=False,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     return save(figure, path)
 
 
-def _panel(axes: Axes, runs: Mapping[int, AreaResult], title: str, *, labelled: bool) -> None:
-    for arm, (words, colour, line) in _ARMS.items():
+def _panel(
+    axes: Axes, runs: Mapping[int, AreaResult], title: str, bound: float
+) -> dict[str, Line2D]:
+    """Draw one area; return its lines by their labels."""
+    lines = {}
+    for arm in _ARMS:
         curves = [r.curves[arm].rounds for r in runs.values() if arm in r.curves]
         if not curves:
             continue
         common = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = [np.mean([curve[r].forget_dice for curve in curves]) for r in common]
-        axes.plot(common, values, color=colour, linestyle=line, linewidth=1.5, label=words)
+        values = np.array([np.mean([c[r].forget_dice for c in curves]) for r in common])
+        look = stroke(arm)
+        (lines[look.label],) = axes.plot(
+            common,
+            values,
+            color=look.colour,
+            linestyle=look.dashes,
+            linewidth=look.width,
+            zorder=look.order,
+        )
+        if arm == "retrain":
+            axes.fill_between(
+                common, values - bound, values + bound, color=look.colour, alpha=0.12, linewidth=0
+            )
     for result in runs.values():
         axes.axvline(result.merge_round, color=MUTED, linewidth=0.8, alpha=0.6)
     axes.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
@@ -57,5 +81,4 @@ def _panel(axes: Axes, runs: Mapping[int, AreaResult], title: str, *, labelled: 
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if labelled:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return lines
