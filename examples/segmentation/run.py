@@ -2,9 +2,9 @@
 
     python examples/segmentation/run.py --data-dir ../shared/data
 
-Needs ``msd_hippocampus`` (the Medical Segmentation Decathlon's Task04) under the data folder. Prints
-the tables of both erasures and draws ``segmentation.png``. Both take about ten minutes on two free
-cores; ``--cases 60`` is quicker and says less. A second call goes on where the first one stopped.
+Needs ``msd_hippocampus`` (Decathlon's Task04) under the data folder. Prints the tables of
+both erasures and draws them as ``segmentation.png``. It takes about ten minutes on two free cores,
+half of that with ``--areas patient``. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations
