@@ -94,8 +94,7 @@ def run_arm(settings: HippocampusSettings, area: str, arm: str, folder: Path) ->
     the beginning; ``no_unlearning`` trains on without them from the request on.
     """
     check_area(area)
-    if arm not in ARMS:
-        raise ConfigError(f"arm is {arm!r}; use one of {', '.join(ARMS)}")
+    check_arm(arm)
     limit_threads()
     data = load_hippocampus(settings, folder)
     scorer = VolumeScorer(settings, data, area)
@@ -105,6 +104,12 @@ def run_arm(settings: HippocampusSettings, area: str, arm: str, folder: Path) ->
     if arm == "no_unlearning":
         return run.no_unlearning(scorer)
     return run.retrain(scorer, arm)
+
+
+def check_arm(arm: str) -> None:
+    """Raise ConfigError unless the arm is known."""
+    if arm not in ARMS:
+        raise ConfigError(f"arm is {arm!r}; use one of {', '.join(ARMS)}")
 
 
 @dataclass

@@ -10,12 +10,15 @@ import typer
 from flwr_afuic.cli import options
 from flwr_afuic.errors import ConfigError
 
+_ARMS = "afuic,retrain,retrain_floor,no_unlearning"
+
 
 def segmentation(
     areas: Annotated[
         str, typer.Option(help="What site-0 erases: site, patient, or both with a comma.")
     ] = "site,patient",
     seeds: Annotated[str, typer.Option(help="Roots of the random streams: 0, 0-2 or 0,3.")] = "0",
+    arms: Annotated[str, typer.Option(help="What is run; afuic and retrain are needed.")] = _ARMS,
     cases: Annotated[int, typer.Option(help="How many of the volumes.")] = 100,
     pairs: options.Settings = None,
     data_dir: options.DataDir = None,
@@ -48,6 +51,7 @@ def segmentation(
         markdown=markdown,
         fresh=fresh,
         quiet=quiet,
+        arms=arms,
     )
 
 
@@ -62,6 +66,7 @@ def run(
     markdown: Path | None,
     fresh: bool,
     quiet: bool,
+    arms: str = _ARMS,
 ) -> None:
     """Run what has not been run yet, print the tables and write what was asked for."""
     from flwr_afuic.app.demo import write_json
@@ -69,6 +74,7 @@ def run(
     from flwr_afuic.bench import segmentation_table as tables
     from flwr_afuic.bench.figures import fill
     from flwr_afuic.bench.hippocampus import HippocampusSettings, check_area
+    from flwr_afuic.bench.segmentation import check_arm
     from flwr_afuic.bench.segmentation_figure import CAPTION, draw
     from flwr_afuic.bench.segmentation_runs import SegmentationRunner
     from flwr_afuic.cli.bench import read_seeds
@@ -78,6 +84,11 @@ def run(
         check_area(area)
     if not wanted:
         raise ConfigError("--areas names nothing; use site, patient or both")
+    chosen = tuple(name.strip() for name in arms.split(",") if name.strip())
+    for arm in chosen:
+        check_arm(arm)
+    if not {"afuic", "retrain"} <= set(chosen):
+        raise ConfigError(f"--arms is {arms!r}; it needs afuic and retrain, to compare them")
     numbers = read_seeds(seeds)
     values = {**options.read_pairs(pairs, HippocampusSettings), **fixed}
     try:
@@ -89,7 +100,7 @@ def run(
         if not quiet:
             typer.echo(line, err=True)
 
-    results = SegmentationRunner(out, fresh=fresh, told=told).run(settings, wanted, numbers)
+    results = SegmentationRunner(out, fresh=fresh, told=told).run(settings, wanted, numbers, chosen)
     text, figures = tables.markdown(results), tables.figures(results)
     typer.echo(text)
     for name, value in figures.items():

@@ -15,6 +15,8 @@ from flwr_afuic.cli.bench import app
         (["forget", "--task", "detection"], "classification or segmentation"),
         (["segmentation", "--areas", "hospital"], "site, patient"),
         (["segmentation", "--areas", " , "], "names nothing"),
+        (["segmentation", "--arms", "retrain"], "needs afuic and retrain"),
+        (["segmentation", "--arms", "afuic,retrain,magic"], "use one of"),
         (["segmentation", "--set", "depth=3"], "unknown setting"),
         (["wall", "--runs", "0"], "runs is 0"),
     ],
