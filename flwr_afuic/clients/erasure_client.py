@@ -61,6 +61,8 @@ class UnlearningTask:
         For every random draw.
     extras : mapping of str to list of ndarray
         Further models a method sends along, by name.
+    radius : float
+        Norm to which the delta will be cut before it leaves; infinite if it will not be.
     """
 
     request_id: str
@@ -71,6 +73,7 @@ class UnlearningTask:
     settings: str
     seed: int
     extras: Mapping[str, Arrays] = field(default_factory=dict)
+    radius: float = math.inf
 
 
 class ErasureClient(NumPyClient, ABC):
@@ -341,8 +344,10 @@ class ErasureClient(NumPyClient, ABC):
         """Unlearn; return what may leave the site, and evidence of the model it makes."""
         count = len(task.forget_ids)
         protection = Protection(self.inbox, self.privacy, config, requests, count)
-        unlearned, evidence = self.unlearn(task)
-        delta = ErasureDelta.of(unlearned, task.snapshot, self.array_kinds())
+        kinds = self.array_kinds()
+        scale = ErasureDelta.of(task.snapshot, task.snapshot, kinds).scale
+        unlearned, evidence = self.unlearn(replace(task, radius=protection.radius(scale)))
+        delta = ErasureDelta.of(unlearned, task.snapshot, kinds)
         arrays, applied = protection.delta(delta)
         if applied is not None:
             evidence = replace(

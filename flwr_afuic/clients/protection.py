@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,11 @@ class Protection:
         self._inbox, self._requests, self._count = inbox, requests, count
         wanted = config.get(wire.PRIVACY)
         self._privacy = own if wanted is None else own.stricter(DeltaPrivacy.from_json(wanted))
+
+    def radius(self, scale: float) -> float:
+        """Norm to which a delta will be cut, given that of the model; infinite if it is not."""
+        rule = self._privacy.rule(self._count, scale)
+        return math.inf if rule is None else rule.clip
 
     def delta(
         self, delta: ErasureDelta, purpose: str = "delta"

@@ -263,6 +263,7 @@ class TorchClient(ErasureClient):
             holdout=holdout,
             settings=settings,
             seed=task.seed,
+            radius=task.radius,
         )
 
     def gradient(self, parameters: Arrays, sample_ids: Sequence[str], loss: str) -> Arrays:

@@ -66,6 +66,7 @@ def test_a_small_request_is_protected_without_being_asked(site):
     assert evidence.delta_norm == pytest.approx(np.linalg.norm(delta[0]), rel=1e-5)
     assert evidence.after == FORGOTTEN
     assert site.verified == 1  # scored anew: the score is of the model as protected
+    assert site.unlearned[0].radius == pytest.approx(clip)  # and it was looked for within that
 
 
 def test_a_request_that_is_not_small_is_left_alone():
@@ -74,6 +75,7 @@ def test_a_request_that_is_not_small_is_left_alone():
     assert delta[0].tolist() == [0, 0, -1]
     assert evidence.privacy is None
     assert site.verified == 0
+    assert site.unlearned[0].radius == np.inf
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def reference(toy, trained):
     return student
 
 
-def run(toy, model, reference=None, holdout=None, seed=0, anchor=None, **options):
+def run(toy, model, reference=None, holdout=None, seed=0, anchor=None, radius=math.inf, **options):
     x, y = toy.marked(128, 2)
     return unlearn(
         model,
@@ -40,6 +40,7 @@ def run(toy, model, reference=None, holdout=None, seed=0, anchor=None, **options
         holdout=holdout,
         settings=UnlearningSettings(**options),
         seed=seed,
+        radius=radius,
     )
 
 
@@ -61,6 +62,23 @@ def test_bounded_by_the_reference_it_does_not_run_away(toy, trained, reference):
     assert kept.after.accuracy > kept.reference.accuracy - 0.15
     assert lost.after.accuracy < 0.05
     assert lost.after.loss > 4 * kept.after.loss
+
+
+def test_within_a_radius_more_is_forgotten_than_by_cutting_afterwards(toy, trained, reference):
+    within, free = copy.deepcopy(trained), copy.deepcopy(trained)
+    norm = run(toy, free, reference).delta_norm
+    radius = norm / 2
+    found = run(toy, within, reference, radius=radius)
+    assert found.delta_norm <= radius * (1 + 1e-5)
+    with torch.no_grad():
+        for parameter, start in zip(free.parameters(), trained.parameters(), strict=True):
+            parameter.copy_(start + (parameter - start) * (radius / norm))
+    cut = score(free, *toy.marked(128, 2))
+    assert found.after.loss > cut.loss + 0.1
+    wide = run(toy, copy.deepcopy(trained), reference, radius=100 * norm)
+    assert wide == run(toy, copy.deepcopy(trained), reference)
+    with pytest.raises(ConfigError, match="radius is 0"):
+        run(toy, within, reference, radius=0.0)
 
 
 def test_statistics_stay_frozen_and_modes_are_restored(toy, model, reference):
