@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from flwr_afuic.errors import ConfigError
 from flwr_afuic.federation.chunks import squared_norm
@@ -36,13 +35,17 @@ class UpdateScreen:
         self._layout = layout
         self._factor = norm_factor
         self._norms: dict[str, deque[float]] = {}
+        # Kept up to date, so that an update costs the same with ten sites and with ten thousand.
+        self._medians: dict[str, float] = {}
+        self._sorted_medians: list[float] = []
 
     @property
     def typical_norm(self) -> float | None:
         """Median over sites of their median recent norm, or None before there are enough."""
-        if sum(map(len, self._norms.values())) < _ENOUGH:
+        few = len(self._norms) < _ENOUGH
+        if few and sum(map(len, self._norms.values())) < _ENOUGH:
             return None
-        return float(np.median([np.median(norms) for norms in self._norms.values()]))
+        return _middle(self._sorted_medians)
 
     @property
     def norms(self) -> list[tuple[str, float]]:
@@ -52,7 +55,13 @@ class UpdateScreen:
     def remember(self, norms: Iterable[tuple[str, float]]) -> None:
         """Take up the norms an earlier run accepted."""
         for site, norm in norms:
-            self._norms.setdefault(site, deque(maxlen=_WINDOW)).append(norm)
+            recent = self._norms.setdefault(site, deque(maxlen=_WINDOW))
+            recent.append(norm)
+            if site in self._medians:
+                place = bisect_left(self._sorted_medians, self._medians[site])
+                del self._sorted_medians[place]
+            self._medians[site] = _middle(sorted(recent))
+            insort(self._sorted_medians, self._medians[site])
 
     def refuse(
         self,
@@ -93,3 +102,9 @@ class UpdateScreen:
         if norm > 0:
             self.remember([(site, norm)])
         return None
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    """Median of ordered numbers."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,15 @@ def test_a_norm_beyond_float64() -> None:
 def test_factor(factor: float) -> None:
     with pytest.raises(ConfigError, match="norm_factor must exceed 1"):
         UpdateScreen(LAYOUT, norm_factor=factor)
+
+
+def test_the_typical_norm_is_the_median_over_sites_of_their_medians() -> None:
+    rng = np.random.default_rng(3)
+    own = UpdateScreen(LAYOUT)
+    recent: dict[str, deque[float]] = {}
+    for number in range(400):
+        site, norm = f"s{rng.integers(9)}", float(rng.choice([0.5, 1.0, 2.0, rng.exponential()]))
+        own.remember([(site, norm)])
+        recent.setdefault(site, deque(maxlen=32)).append(norm)
+        medians = [np.median(norms) for norms in recent.values()]
+        assert own.typical_norm == (None if number < 4 else float(np.median(medians)))
