@@ -27,6 +27,9 @@ _HOOKS = (
     "on_info", "on_reply", "on_failure", "finish", "after_version",
 )  # fmt: skip
 
+_NO_LIMIT = 10**9
+"""Of staleness: while one of 1,000 clients is at work, many more than 20 versions are made."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -135,7 +138,12 @@ def run_load(load: Load) -> Cost:
         return False
 
     strategy = AFUIC(
-        min_available_nodes=load.clients, evaluate_every=0, seed=0, stop_when=look, **extras
+        min_available_nodes=load.clients,
+        max_staleness=_NO_LIMIT,
+        evaluate_every=0,
+        seed=0,
+        stop_when=look,
+        **extras,
     )
     strategy.make_hooks = watch.wrapping(strategy.make_hooks)  # type: ignore[method-assign]
     with quiet_log():

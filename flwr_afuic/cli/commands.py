@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import typer
 
-from flwr_afuic.cli.bench import app as bench
 from flwr_afuic.cli.certificates import certificate, verify
 from flwr_afuic.cli.demo import demo, run
+from flwr_afuic.cli.lazy import bench
 from flwr_afuic.cli.ledger import app as ledger
 from flwr_afuic.cli.report import report
 from flwr_afuic.cli.requests import cancel, reject, release, request, requests, status

@@ -92,3 +92,16 @@ def test_help_comes_quickly_whoever_asks():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_help_reads_no_bench_and_neither_torch_nor_flower() -> None:
+    code = (
+        "import sys, typer; from flwr_afuic.cli import app; command = typer.main.get_command(app); "
+        "late = ('flwr_afuic.cli.bench', 'torch', 'flwr', 'numpy', 'rich.progress'); "
+        "print([name for name in late if name in sys.modules], end=' '); "
+        "print(len(command.commands['bench'].commands))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, number = done.stdout.rsplit(" ", 1)
+    assert loaded == "[]"
+    assert int(number) > 10
