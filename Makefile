@@ -44,5 +44,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 		{ echo "error: $(PYTHON) is missing or older than 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,clinical,multimodal,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[simulation,clinical,multimodal,speed,dev]'
 	@touch $@

@@ -170,6 +170,8 @@ class UpdateBuffer:
 
         def fill(new: NDArray[Any]) -> None:
             out = new.reshape(-1)
+            if self._sum.stepped(index, old, rate, out):
+                return
 
             def work(pieces: Iterator[slice]) -> None:
                 scratch = Scratch(spec.size)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flwr_afuic.federation.kernels import fits, kernels
+
 CHUNK = 1 << 15
 """Entries of a piece: a few float64 buffers of it fit a core's second-level cache."""
 
@@ -43,7 +45,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def spread(size: int, work: Work) -> None:
+def spread(size: int, work: Work, *, whole_shares: bool = False) -> None:
     """Have every piece of ``size`` entries worked on, by several threads where that pays.
 
     Parameters
@@ -53,14 +55,16 @@ def spread(size: int, work: Work) -> None:
     work : callable
         Takes an iterator of slices; called once in each thread, so that it can make its scratch
         buffers once. Raises what it raises.
+    whole_shares : bool
+        Give each thread all of its share as one piece: for work that needs no scratch.
     """
     threads = min(cores(), _MOST_THREADS)
     if size < _SHARED_FROM or threads < 2:
-        work(slices(0, size))
+        work(iter([slice(0, size)]) if whole_shares else slices(0, size))
         return
     whole = -(-size // CHUNK)  # a piece is the same piece however many threads there are
     edges = [min(size, CHUNK * (whole * number // threads)) for number in range(threads + 1)]
-    parts = [slices(*pair) for pair in pairwise(edges)]
+    parts = [iter([slice(*p)]) if whole_shares else slices(*p) for p in pairwise(edges)]
     # Threads that are done may keep what they were given a moment longer: not the arrays.
     box = [work]
     try:
@@ -89,6 +93,16 @@ def squared_norm(array: NDArray[Any]) -> float:
         flat = np.ascontiguousarray(flat).view(flat.real.dtype)
     exact = flat.dtype in (np.float32, np.float64)
     found: list[tuple[int, float]] = []
+    passes = kernels() if flat.size >= _SHARED_FROM and fits(flat) else None
+    if passes is not None:
+
+        def compiled(pieces: Iterator[slice]) -> None:
+            found.extend((piece.start, passes.square(flat[piece])) for piece in pieces)
+
+        spread(flat.size, compiled, whole_shares=True)
+        if math.isfinite(total := sum(value for _, value in sorted(found))):
+            return total
+        found.clear()
 
     def work(pieces: Iterator[slice]) -> None:
         with np.errstate(over="ignore", invalid="ignore"):

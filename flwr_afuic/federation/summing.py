@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.federation.chunks import CHUNK, spread
+from flwr_afuic.federation.kernels import fits, kernels
 from flwr_afuic.federation.layout import Arrays, ArraySpec
 
 FloatArray = NDArray[np.float64]
@@ -45,7 +47,7 @@ class WeightedSum:
     def add(self, arrays: Arrays, factor: float) -> None:
         """Add ``factor`` times ``arrays``, which must not change before the sum is cleared."""
         flat = [np.asarray(array).reshape(-1) for array in arrays]
-        self._held.append((flat, factor))
+        self._held.append((flat, float(factor)))
         self._held_bytes += sum(array.nbytes for array in flat)
         if self._held_bytes > HELD_BYTES:
             self._fold()
@@ -76,7 +78,36 @@ class WeightedSum:
             self._fold_one(index, total)
         self._held, self._held_bytes, self._summed = [], 0, True
 
+    def stepped(self, index: int, old: NDArray[Any], rate: float, out: NDArray[Any]) -> bool:
+        """Write ``old + rate * sum`` of a whole array into ``out`` in one pass, if possible.
+
+        Where it is not, nothing is written: take the sum by its pieces (:meth:`total`).
+        """
+        passes = kernels()
+        if passes is None or self._held or not self._summed or not fits(old, out):
+            return False
+        total = self._sums[index]
+
+        def work(pieces: Iterator[slice]) -> None:
+            for piece in pieces:
+                passes.step(out[piece], old[piece], total[piece], rate)
+
+        spread(total.size, work, whole_shares=True)
+        return True
+
     def _fold_one(self, index: int, total: FloatArray) -> None:
+        passes = kernels()
+        if passes is not None and len(self._held) == 1 and fits(self._held[0][0][index]):
+            arrays, factor = self._held[0]
+            update, one = arrays[index], passes.fold if self._summed else passes.weigh
+
+            def compiled(pieces: Iterator[slice]) -> None:
+                for piece in pieces:
+                    one(total[piece], update[piece], factor)
+
+            spread(total.size, compiled, whole_shares=True)
+            return
+
         def work(pieces: Iterator[slice]) -> None:
             scratch = Scratch(total.size)
             for piece in pieces:
