@@ -73,6 +73,7 @@ class SegmentationRunner:
             note = "" if row.get("code") == fingerprint() else ", by another version of the code"
             self._told(f"{label}: taken from {path}{note}")
             return ArmCurve.from_json(row["curve"])
+        self._told(f"{label}: runs")
         start, spent = time.monotonic(), time.process_time()
         with TemporaryDirectory(prefix="flwr-afuic-") as folder:
             curve = run_arm(settings, area, arm, Path(folder))
