@@ -12,7 +12,7 @@ from flwr_afuic.bench.scale import Cost, Load, run_load, warm_up
 
 BEGIN = "<!-- table: flwr-afuic bench scale -->"
 _BASE = 100
-_ROUNDS = 2
+_ROUNDS = 1
 _ERASURE_ROUNDS = 20
 _MIB = 2**20
 

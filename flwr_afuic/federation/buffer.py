@@ -178,8 +178,7 @@ class UpdateBuffer:
                 for piece in pieces:
                     size = piece.stop - piece.start
                     step, values = scratch.take("step", size), scratch.take("values", size)
-                    self._sum.total(index, piece, step, scratch)
-                    step *= rate
+                    self._sum.total(index, piece, step, scratch, rate)
                     values[...] = old[piece]  # in two steps: NumPy adds mixed types slowly
                     values += step
                     out[piece] = values

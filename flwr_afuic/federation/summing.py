@@ -52,8 +52,13 @@ class WeightedSum:
         if self._held_bytes > HELD_BYTES:
             self._fold()
 
-    def total(self, index: int, piece: slice, out: FloatArray, scratch: Scratch) -> None:
-        """Write a piece of one array's sum into ``out``."""
+    def total(
+        self, index: int, piece: slice, out: FloatArray, scratch: Scratch, rate: float = 1.0
+    ) -> None:
+        """Write a piece of one array's sum, times ``rate``, into ``out``."""
+        if self._summed and not self._held:
+            np.multiply(self._sums[index][piece], rate, out=out)
+            return
         terms = [(arrays[index][piece], factor) for arrays, factor in self._held]
         if self._summed:
             out[...] = self._sums[index][piece]
@@ -61,6 +66,7 @@ class WeightedSum:
             _weigh(out, *terms.pop(0))
             out += 0.0  # as if added to zero: no sum is a negative zero
         _add(out, terms, scratch)
+        out *= rate
 
     def clear(self) -> None:
         """Empty the sum; the accumulators are kept for the next one."""
@@ -115,7 +121,6 @@ class WeightedSum:
                 terms = [(arrays[index][piece], factor) for arrays, factor in self._held]
                 if not self._summed:
                     _weigh(part, *terms.pop(0))
-                    part += 0.0
                 _add(part, terms, scratch)
 
         spread(total.size, work)
