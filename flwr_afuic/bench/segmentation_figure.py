@@ -13,10 +13,7 @@ from flwr_afuic.bench.segmentation_scores import AreaResult
 from flwr_afuic.bench.segmentation_table import BOUNDS
 from flwr_afuic.report.look import FAINT, INK, MUTED, blank_figure, save, stroke
 
-CAPTION = (
-    "Dice on the erased cases over rounds: without unlearning, retrained, retrained with another "
-    "seed, and AFU-IC; the band is retraining within the bound"
-)
+CAPTION = "Dice on the erased cases over rounds: AFU-IC beside retraining, whose band is the bound"
 _ARMS = ("no_unlearning", "retrain_floor", "retrain", "afuic")
 _HEIGHT = 3.9
 
