@@ -72,6 +72,10 @@ class Merging:
         if attempt.step is None and job is not None:
             attempt.step = self._calibrator.fidelity_step(job)
             attempt.fidelity_job = None
+        case = None if record.released else attempt.gate
+        if case is not None and self._gate.verdict(case) is None:
+            self._gate.ask(case)  # no candidate is computed before it may be merged
+            return
         try:
             merged = self._merged(record, delta, attempt.step)
         except WireError as error:  # it fitted the model at its arrival, but not this one
