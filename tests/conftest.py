@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # Before flwr is imported: nothing leaves the machine and nothing is looked up.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -12,6 +13,9 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+
+TOGETHER = ("tests/e2e/", "tests/app/test_demo.py")
+"""Tests that run one after the other, in one process: they share what takes long to make."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +25,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "data" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep in one process what shares a federation or a run, when tests are spread over several.
+
+    Marks of pytest-xdist for groups do nothing with the pytest that is pinned here.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((part for part in TOGETHER if nodeid.startswith(part)), nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -41,12 +41,7 @@ KEYS = {
 }
 
 
-def once(test):
-    """Mark a test that looks at the one run of :func:`tiny.once`: one process makes it for all."""
-    return pytest.mark.slow(pytest.mark.xdist_group("demo")(test))
-
-
-@once
+@pytest.mark.slow
 def test_the_summary_holds_everything_a_reader_is_promised():
     summary = tiny.once().summary
     assert summary.keys() >= KEYS
@@ -66,7 +61,7 @@ def test_the_summary_holds_everything_a_reader_is_promised():
     assert summary["erasure"].keys() >= {"request_id", "state"}
 
 
-@once
+@pytest.mark.slow
 def test_the_flat_figures_are_the_same_numbers():
     summary = tiny.once().summary
     figures = summary["figures"]
@@ -79,7 +74,7 @@ def test_the_flat_figures_are_the_same_numbers():
     assert figures["ours/backdoor/afuic/resurfacing_mean"] == summary["resurfacing"]["mean"]
 
 
-@once
+@pytest.mark.slow
 def test_the_erasure_was_merged_and_nothing_was_lost_or_stalled():
     summary = tiny.once().summary
     assert summary["erasure"]["merge_round"] > summary["settings"]["request_round"]
@@ -89,7 +84,7 @@ def test_the_erasure_was_merged_and_nothing_was_lost_or_stalled():
     assert summary["overwrite"]["lost_progress"] == pytest.approx(1)
 
 
-@once
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_twice():
     first, second = tiny.once(), tiny.run()
     assert first.summary["figures"] == second.summary["figures"]
@@ -97,7 +92,7 @@ def test_the_same_seed_gives_the_same_numbers_twice():
     assert first.summary["erasure"] == second.summary["erasure"]
 
 
-@once
+@pytest.mark.slow
 def test_written_files_are_strict_json_and_make_a_record(tmp_path):
     write_demo(tiny.once(), tmp_path)
 

@@ -143,6 +143,27 @@ def test_an_exception_is_an_error_reply_as_in_flower() -> None:
     grid.close()
 
 
+def test_a_fault_of_the_interpreter_is_no_fault_of_the_site() -> None:
+    app, calls = ClientApp(), []
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        records = len(message.content)
+        calls.append(records)
+        message.content.clear()
+        if len(calls) == 1:
+            raise SystemError("AST constructor recursion depth mismatch (before=65, after=66)")
+        return Message(RecordDict({"m": MetricRecord({"records": records})}), reply_to=message)
+
+    grid = LocalGrid(app, 1)
+    content = RecordDict({"c": ConfigRecord({"x": 1})})
+    message = grid.create_message(content, "train", 101, "1")
+    (reply,) = grid.send_and_receive([message])
+    grid.close()
+    assert not reply.has_error()
+    assert calls == [1, 1]
+
+
 def test_a_client_that_empties_its_message_empties_its_own_copy() -> None:
     app = ClientApp()
 

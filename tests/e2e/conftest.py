@@ -1,4 +1,7 @@
-"""One federation of real processes for all tests of this folder that run in one process."""
+"""One federation of real processes for all tests of this folder that run in one process.
+
+It ends with them: it trains on, and would take its share of the processors from whatever follows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A SuperLink with TLS and node authentication, three SuperNodes, and a run under way."""
     with closing(Cluster(tmp_path_factory.mktemp("federation"))) as cluster:

@@ -252,7 +252,6 @@ def marked(folder) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("federation")
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="processes are found under /proc")
 def test_a_demo_that_is_interrupted_leaves_no_process_behind(tmp_path):
     folder = tmp_path / "federation"
@@ -278,7 +277,6 @@ def _all_run(folder) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("federation")
 def test_a_run_that_fails_is_told_by_the_exit_code(tmp_path):
     folder = tmp_path / "federation"
     command = [sys.executable, SCRIPT, "demo", "--folder", str(folder), "verify-rounds=0"]

@@ -11,7 +11,7 @@ from processes import free_ports, program
 
 from tests.e2e.harness import APP
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = pytest.mark.slow
 
 
 def afuic(*arguments: object) -> str:

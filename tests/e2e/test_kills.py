@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("federation")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_server_app_is_killed_before_the_delta_and_before_the_merge_are_on_disk(cluster):
