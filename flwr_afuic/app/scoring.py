@@ -63,11 +63,12 @@ class Scorer:
         if data.triggered is not None:
             predictions = predict(model, data.triggered).argmax(1).numpy()
             success = backdoor_success(predictions, data.backdoor_label)
-        members = _losses(predict(model, data.forget.images), data.forget.labels)
+        forgotten = predict(model, data.forget.images)
+        members = _losses(forgotten, data.forget.labels)
         others = _losses(predict(model, data.tuning.images), data.tuning.labels)
         return Scores(
             test=_accuracy(predict(model, test.images), test.labels),
-            forget=_accuracy(predict(model, data.forget.images), data.forget.labels),
+            forget=_accuracy(forgotten, data.forget.labels),
             membership_auc=membership_auc(members, others),
             backdoor_success=success,
         )
