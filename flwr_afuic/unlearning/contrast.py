@@ -37,7 +37,9 @@ class FcuSettings:
         Tells these settings from others on the wire.
     epochs : int, default 5
         Passes over the erased data.
-    lr, momentum, clip : float
+    lr : float, default 0.05
+        Of SGD. Of .01 and .05 the one that forgets, by validation data (docs/results.md) [O].
+    momentum, clip : float
         Of SGD.
     batch_size : int, default 64
     temperature : float, default 0.5
@@ -48,7 +50,7 @@ class FcuSettings:
 
     objective: Literal["fcu"] = "fcu"
     epochs: int = 5
-    lr: float = 0.01
+    lr: float = 0.05
     momentum: float = 0.9
     clip: float = 5.0
     batch_size: int = 64
