@@ -166,6 +166,12 @@ class Row:
             return None
         return float(np.std(known, ddof=1))
 
+    def of(self, seeds: tuple[int, ...]) -> Row:
+        """Return the row of some of its seeds."""
+        kept = [i for i, seed in enumerate(self.seeds) if seed in seeds]
+        values = {name: [found[i] for i in kept] for name, found in self.values.items()}
+        return Row(self.method, tuple(self.seeds[i] for i in kept), values)
+
 
 def rows(cells: Cells) -> list[Row]:
     """Compute one row a method that has any seed, retraining's floor and the bounds included."""
@@ -197,6 +203,7 @@ def verdicts(found: list[Row]) -> list[Verdict]:
     floor = next((row for row in found if row.method == "retrain_floor"), None)
     if ours is None or floor is None:
         return []
+    floor = floor.of(ours.seeds)
     gap_bound = max(0.02, floor.mean("average_gap") or 0.0)
     asked = {
         "average_gap": Bound(gap_bound),
@@ -218,12 +225,16 @@ def verdicts(found: list[Row]) -> list[Verdict]:
 
 
 def _best(found: list[Row], ours: Row) -> list[Verdict]:
-    """Judge whether no other method resurfaces less by more than a standard deviation."""
+    """Judge whether no other method resurfaces less by more than a standard deviation.
+
+    Methods that lack one of AFU-IC's seeds are left out: seeds differ by more than methods do.
+    """
     mine = ours.mean("resurfacing_mean")
     others = [
         (abs(mean), row.deviation("resurfacing_mean") or 0.0)
-        for row in found
+        for row in (other.of(ours.seeds) for other in found)
         if row.method not in _BOUNDS | {"afuic"}
+        and row.seeds == ours.seeds
         and (mean := row.mean("resurfacing_mean")) is not None
     ]
     if mine is None or not others:
