@@ -28,7 +28,7 @@ class Kernels(NamedTuple):
     Attributes
     ----------
     weigh : callable(sum, update, factor)
-        ``sum = factor * update + 0``: no entry of a sum is a negative zero.
+        ``sum = factor * update``.
     fold : callable(sum, update, factor)
         ``sum += factor * update``.
     step : callable(out, old, sum, rate)
@@ -73,7 +73,7 @@ def fits(*arrays: NDArray[Any]) -> bool:
 
 def _weigh(total: NDArray[Any], update: NDArray[Any], factor: float) -> None:
     for i in range(total.size):
-        total[i] = factor * np.float64(update[i]) + 0.0
+        total[i] = factor * np.float64(update[i])
 
 
 def _fold(total: NDArray[Any], update: NDArray[Any], factor: float) -> None:
