@@ -3,8 +3,8 @@
     python examples/segmentation/run.py --data-dir ../shared/data
 
 Needs ``msd_hippocampus`` (Decathlon's Task04) under the data folder. Prints the tables of
-both erasures and draws them as ``segmentation.png``. It takes about 25 minutes of CPU, half
-of that with ``--areas patient``. A second call goes on where the first stopped.
+both erasures and draws them as ``segmentation.png``. It takes tens of minutes on a small machine,
+half of that with ``--areas patient``. A second call goes on where the first stopped.
 """
 
 from __future__ import annotations

@@ -266,10 +266,12 @@ class LocalGrid(Grid):
         try:
             try:
                 return self._app(message, context)
-            except SystemError:
+            except SystemError as fault:
+                if "AST constructor" not in str(fault):
+                    raise
                 # CPython 3.11 counts the depth of what it parses for all threads together: NumPy
                 # reading the headers of arrays in two of them can meet "AST constructor recursion
-                # depth mismatch". No site is to blame, and the task has not begun.
+                # depth mismatch". No site is to blame: it is asked again.
                 message.content = spare
                 return self._app(message, context)
         except Exception as error:  # noqa: BLE001 - a site's exception is a reply, as in Flower

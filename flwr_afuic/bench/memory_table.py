@@ -153,10 +153,9 @@ def _of_dataset(dataset: str, found: dict[str, float]) -> list[Judged]:
         )  # fmt: skip
     judged.append(
         Judged(
-            dataset, "average gap to retraining after recovery", f"{ours:.3f}",
-            f"<= {plain:.3f}, uncompressed (or the floor, {floor:.3f})",
-            # At the three digits that are printed: the next are single images.
-            round(ours, 3) <= round(max(plain, floor), 3),
+            dataset, "average gap to retraining after recovery", f"{ours:.4f}",
+            f"<= {plain:.4f}, uncompressed (or the floor, {floor:.4f})",
+            ours <= max(plain, floor) + _ROUNDING,
         )
     )  # fmt: skip
     return judged

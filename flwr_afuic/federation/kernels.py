@@ -52,7 +52,7 @@ def kernels() -> Kernels | None:
     try:
         numba = importlib.import_module("numba")
     except ImportError:
-        _log.debug("numba is not installed: sums of large models take about twice as long")
+        _log.debug("numba is not installed: large models are summed in NumPy, which takes longer")
         return None
     compiled = numba.njit(nogil=True, cache=True, fastmath=False)
     # The terms of a block may be added in any order, so that several are at once.

@@ -78,7 +78,7 @@ _MADV_HUGEPAGE = 14
 def _use_large_pages(view: memoryview) -> None:
     """Ask Linux for large pages where a large array is to be written, as NumPy does for its own.
 
-    Page by page, the system takes longer to hand out the memory than we take to fill it.
+    Page by page, the system is slow to hand out the memory.
     """
     advise = _madvise() if view.nbytes >= _LARGE else None
     if advise is None:

@@ -98,9 +98,8 @@ def unlearn(
     radius : float
         Greatest ``||w_u - w_s||``, trained arrays only: after each step weights farther away are
         drawn back along the straight line. A delta that is going to be clipped is better found
-        within the clip: cut afterwards, one found without a bound unlearned a part of what it
-        had (one hippocampus case, seed 10, tuning cases: its loss rose from .027 to .033 of the
-        .040 wanted; found within the clip, to .040).
+        within the clip: cut afterwards, one found without a bound has unlearned only a
+        part of what it should.
 
     Returns
     -------
