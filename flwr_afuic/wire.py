@@ -46,6 +46,7 @@ EFFORT = "afuic.effort"
 WANT_LEVEL = "afuic.want-level"
 FORGET_LOCK = "afuic.forget-lock"
 ERASE_CLASSES = "afuic.erase-classes"
+SCORE_FOR = "afuic.score-for"
 
 SITE = "afuic.site"
 CLIENT = "afuic.client"
@@ -59,6 +60,8 @@ CANCEL = "afuic.cancel-requests"
 SEEN_HEAD = "afuic.seen-head"
 HAVE_CERTIFICATES = "afuic.have-certificates"
 HOLDS_LOCK = "afuic.holds-lock"
+SCORES = "afuic.scores"
+SCORED = "afuic.scored"
 
 TASK_TRAIN = "train"
 TASK_UNLEARN = "unlearn"
@@ -82,6 +85,10 @@ _MOST_COUNTED = 2**53  # more than any site holds, and every smaller integer is 
 _HEX = re.compile(r"[0-9a-f]{0,128}")
 MAX_PENDING = 64
 """Most requests one reply may carry; a site with more reports the oldest first."""
+MOST_EFFORT = 2.0
+"""Most training one task may ask for, in times the usual."""
+MOST_SCORED = 8
+"""Most requests whose erased data a site scores with one training task."""
 MOST_ENTRIES = 16
 """Most entries of a mapping of scalars inside a message."""
 
@@ -308,6 +315,26 @@ def read_level(text: object) -> ForgetScore | None:
     if not isinstance(row, dict) or not {"loss", "accuracy", "count"} <= set(row):
         raise WireError(f"{LEVEL} must be a JSON object with loss, accuracy and count")
     return _score(row)
+
+
+def encode_scored(scores: Mapping[str, ForgetScore]) -> str:
+    """Serialise the scores on erased data, by request, that a site returns with its update."""
+    return json.dumps({request: asdict(score) for request, score in scores.items()})
+
+
+def read_scored(text: object) -> dict[str, ForgetScore]:
+    """Read what :func:`encode_scored` wrote; WireError names what is malformed."""
+    rows = decode_json(text, SCORED)
+    wanted = {"loss", "accuracy", "count"}
+    if (
+        not isinstance(rows, dict)
+        or len(rows) > MOST_SCORED
+        or any(not isinstance(row, dict) or not wanted <= set(row) for row in rows.values())
+    ):
+        raise WireError(
+            f"{SCORED} must map at most {MOST_SCORED} requests to loss, accuracy and count"
+        )
+    return {request: _score(row) for request, row in rows.items()}
 
 
 def read_score(loss: object, accuracy: object, count: object, name: object = None) -> ForgetScore:

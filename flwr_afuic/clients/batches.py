@@ -51,7 +51,8 @@ def task_batches(
         Passes, where ``steps`` is None.
     steps : int or None
     effort : float
-        A method may ask for less than the usual, in (0, 1], of at least one step.
+        A method may ask for less than the usual, of at least one step, or for up to twice as
+        much, in (0, 2]; anything else counts as 1.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def task_batches(
     size = min(batch_size, count)
     per_epoch = max(1, count // size)
     wanted = per_epoch * epochs if steps is None else steps
-    if isinstance(effort, int | float) and 0 < effort < 1:
+    if isinstance(effort, int | float) and 0 < effort <= wire.MOST_EFFORT:
         wanted = max(1, round(effort * wanted))
     batches: list[Tensor] = []
     while len(batches) < wanted:

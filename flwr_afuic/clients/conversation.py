@@ -95,7 +95,7 @@ class Conversation:
         config : mapping
             Of the task: requests it names as known are not reported once more.
         """
-        said: Scalars = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self._site}
+        said: Scalars = {wire.CLIENT: wire.PROTOCOL, wire.SITE: self._site, wire.SCORES: True}
         if self._holds_lock:
             said[wire.HOLDS_LOCK] = True
         known = ids(config, wire.KNOWN)

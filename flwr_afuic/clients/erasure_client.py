@@ -260,16 +260,35 @@ class ErasureClient(NumPyClient, ABC):
     def _train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         # The server discards updates of a site that asks for erasure: do not train in vain.
         in_vain = wire.KNOWN in config and self._conversation.has_news(config)
+        scored = self._scored(parameters, config)
         trained, examples, metrics = parameters, 0, Metrics({wire.STEPS: 0})
         if not in_vain and self.retained_ids():
             trained, examples, metrics = self.train([np.array(a) for a in parameters], config)
         # Asked only now: what was filed while the model trained travels with this very reply.
-        reply = {**metrics, **self._conversation.say(config)}
+        reply = {**metrics, **scored, **self._conversation.say(config)}
         kinds = self.array_kinds()
         if kinds is None or not config.get(wire.WANT_DELTA):
             return trained, examples, reply
         reply[wire.KIND] = wire.KIND_DELTA
         return difference(trained, parameters, kinds), examples, reply
+
+    def _scored(self, parameters: Arrays, config: Config) -> Metrics:
+        """Score the model of a training task on erased data, where the server asks for it.
+
+        Who cannot says nothing, and trains: the server then asks in a message of its own.
+        """
+        groups = [part for part in str(config.get(wire.SCORE_FOR, "")).split(";") if part]
+        if not groups:
+            return {}
+        self._note_held()
+        scores = {}
+        for group in groups[: wire.MOST_SCORED]:
+            requests = group.split(",")
+            try:
+                scores[requests[0]] = self.score(parameters, self._forget_set(requests))
+            except AfuicError as error:  # its text may name samples and stays here
+                log(ERROR, "the data of request %s could not be scored: %s", requests[0], error)
+        return {wire.SCORED: wire.encode_scored(scores)} if scores else {}
 
     def _carry_out(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         groups = wire.split_groups(parameters, config.get(wire.EXTRAS, "{}"))

@@ -30,6 +30,8 @@ class Member:
         Whether its last task was an evaluation, so that training has its turn.
     holds_lock : bool
         Whether its client takes a forget lock along with a training task.
+    scores : bool
+        Whether its client scores the model on erased data along with a training task.
     """
 
     node_id: int
@@ -45,6 +47,7 @@ class Member:
     due_evaluation: int = 0
     trains_next: bool = False
     holds_lock: bool = False
+    scores: bool = False
     last_version: int = field(default=-1)
     idle: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
     """Of its roster: members with no message in flight, by node id."""

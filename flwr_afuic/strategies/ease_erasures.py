@@ -85,11 +85,12 @@ class EaseErasures(ErasureHooks):
 
     def training_extras(self, member: Member) -> tuple[dict[str, wire.Scalar], dict[str, Arrays]]:
         """See :class:`RunHooks`: the forget lock, for clients that hold one."""
+        entries, extras = super().training_extras(member)
         lock = self.pins.client_lock(self.settings.lam) if member.holds_lock else None
         if lock is None:
-            return {}, {}
+            return entries, extras
         arrays, text = lock.pack()
-        return {wire.FORGET_LOCK: text}, {wire.KIND_LOCK: arrays}
+        return {**entries, wire.FORGET_LOCK: text}, {**extras, wire.KIND_LOCK: arrays}
 
     def erase_class(self, name: str, reason: str) -> None:
         """Have every site file for its samples of a class; from any thread."""

@@ -95,6 +95,8 @@ class ErasureDesk:
         By site: ids of requests that are refused, and ids it cancelled that never came here.
     kept : set of str
         Requests whose site cancelled them too late.
+    owed : dict of str to int
+        By site: trainings it missed over its erasures and has not made up for yet.
     """
 
     def __init__(self, settings: ErasureStrategy, book: RequestBook, run: FederationRun) -> None:
@@ -107,6 +109,8 @@ class ErasureDesk:
         self.refused: dict[str, set[str]] = {}
         self.unheard: dict[str, set[str]] = {}
         self.kept: set[str] = set()
+        self.owed: dict[str, int] = {}
+        self._away: dict[str, float] = {}
 
     def now(self) -> dict[str, Any]:
         """When it is, for the book."""
@@ -147,6 +151,7 @@ class ErasureDesk:
     def refuse(self, site: str) -> None:
         """Send a site no more tasks of training; an evaluation it was due for falls away."""
         self.withdrawn.add(site)
+        self._away.setdefault(site, self.run.clock.now())
         for member in self.run.roster.all_of_site(site):
             member.due_evaluation = 0
 
@@ -167,8 +172,19 @@ class ErasureDesk:
 
     def readmit(self, site: str) -> None:
         """Let a site train again on its kept data, unless a request of its forbids it."""
-        if not any(blocks(record) for record in self.book.of_site(site)):
-            self.withdrawn.discard(site)
+        if any(blocks(record) for record in self.book.of_site(site)):
+            return
+        self.withdrawn.discard(site)
+        since = self._away.pop(site, None)
+        if since is not None:
+            owed = self.owed.get(site, 0) + self._missed(site, since)
+            self.owed[site] = min(owed, _MOST_OWED)
+
+    def _missed(self, site: str, since: float) -> int:
+        """Count the trainings a site missed: the one that was discarded, and those since then."""
+        spans = reversed(self.run.journal.spans)
+        usual = next((s.end - s.start for s in spans if s.site == site and s.kind == "train"), 0.0)
+        return 1 + int((self.run.clock.now() - since) / usual) if usual > 0 else 0
 
     def free_member(self, site: str) -> Member | None:
         """Return a node of the site that can be sent a message now."""
@@ -212,6 +228,8 @@ class ErasureDesk:
             news[wire.FAILED] = json.dumps(failed, sort_keys=True)
         return news
 
+
+_MOST_OWED = 16
 
 _NEWS = {State.CANCELLED: wire.CANCELLED, State.REFUSED: wire.REFUSED}
 

@@ -8,7 +8,7 @@ merged, verifying, completed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from flwr_afuic.strategies.run import FederationRun
 from flwr_afuic.strategies.unlearning_tasks import UnlearningTasks
 from flwr_afuic.strategies.verification import Verification
 from flwr_afuic.unlearning.inference import predict
+from flwr_afuic.unlearning.level import ForgetScore
 
 if TYPE_CHECKING:
     from flwr_afuic.strategies.erasing import ErasureStrategy
@@ -206,6 +207,27 @@ class ErasureHooks(RunHooks):
             self._commit()
         return {**self.desk.news_for(member), **self.certification.news_for(member)}
 
+    def training_extras(self, member: Member) -> tuple[dict[str, wire.Scalar], dict[str, Arrays]]:
+        """See :class:`RunHooks`: what it scores first, and what it has to make up for.
+
+        Data a site keeps would count for less ever after if the trainings it missed while its
+        erasure was under way were lost. [ours]
+        """
+        with self._lock:
+            entries = self.verification.along_with_training(member)
+            owed = self.desk.owed.get(member.site, 0)
+            if owed and self.run.settings.mode == "async":  # in sync mode all would wait for it
+                self.desk.owed[member.site] = owed - 1
+                entries[wire.EFFORT] = wire.MOST_EFFORT
+        return entries, {}
+
+    def on_trained(self, task: Task, examples: int, scores: Mapping[str, ForgetScore]) -> None:
+        """See :class:`RunHooks`: the scores that came with an update."""
+        if task.note:
+            with self._lock:
+                self.verification.accept_along(task, examples, scores)
+                self._commit()
+
     def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
         """See :class:`Calibrator`."""
         return self.calibrator.finish(candidate)
@@ -270,6 +292,9 @@ class ErasureHooks(RunHooks):
     def on_failure(self, task: Task, reason: str) -> None:
         """Try an unlearning again; a verification is due again anyway."""
         with self._lock:
+            if task.kind == "train":
+                self.verification.lost(task)
+                return
             record = self.book.get(task.request_id)
             if task.kind == "unlearn":
                 self.tasks.failed(record, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.roster import Member
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.durability import Durability, Part
+from flwr_afuic.unlearning.level import ForgetScore
 
 if TYPE_CHECKING:
     from flwr_afuic.strategies.run import FederationRun
@@ -60,6 +61,9 @@ class RunHooks:
     def on_info(self, member: Member, info: dict[str, Any]) -> None:
         """See the scalars of a member's reply, before its update is judged."""
 
+    def on_trained(self, task: Task, examples: int, scores: Mapping[str, ForgetScore]) -> None:
+        """See what came with an update, after that was judged: scores by request."""
+
     def on_forgery(self, member: Member, why: str) -> None:
         """See that a node took the name of another; its reply is quarantined."""
 
@@ -67,7 +71,7 @@ class RunHooks:
         """Handle the reply to a task of the method's own."""
 
     def on_failure(self, task: Task, reason: str) -> None:
-        """Handle a failed or expired task of the method's own."""
+        """Handle a failed or expired task of the method's own, or of training with a note."""
 
     def finish(self, previous: Arrays, candidate: Arrays) -> Arrays:
         """Calibrate the next global model before it becomes one."""

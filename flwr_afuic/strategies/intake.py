@@ -68,6 +68,7 @@ class Intake:
         config |= entries
         content = run.dialect.train(run.record_of(version, arrays), config, extras)
         task = Task(member, "train", version, run.round, holds_snapshot=not member.returns_delta)
+        task.note = str(entries.get(wire.SCORE_FOR, ""))
         if run.dispatcher.send(task, MessageType.TRAIN, content):
             return True
         self.release(task)

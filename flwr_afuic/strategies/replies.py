@@ -71,6 +71,7 @@ class Replies:
             member.protocol = protocol
         member.returns_delta = info.get(wire.KIND, "") == wire.KIND_DELTA or member.returns_delta
         member.holds_lock = info.get(wire.HOLDS_LOCK) is True or member.holds_lock
+        member.scores = info.get(wire.SCORES) is True or member.scores
         site = info.get(wire.SITE)
         if isinstance(site, str) and not self.run.roster.identify(member, site[:200]):
             why = f"an unauthenticated node says it is {site[:200]!r}, which is registered"
@@ -82,7 +83,12 @@ class Replies:
         reply = self.run.dialect.read_train(message.content)
         forget_arrays(message)
         self.learn(task.member, reply.info)
-        taken = self.run.intake.accept(task, reply)
+        asked = task.note and wire.SCORED in reply.info
+        scores = wire.read_scored(reply.info[wire.SCORED]) if asked else {}
+        try:
+            taken = self.run.intake.accept(task, reply)
+        finally:  # what else the reply says counts, whatever its update is worth
+            self.run.hooks.on_trained(task, reply.examples, scores)
         del reply  # before a new model is made: a copy less in memory
         full = taken and len(self.run.buffer) >= self.run.settings.buffer_size
         if full and self.run.settings.mode == "async":
@@ -94,14 +100,14 @@ class Replies:
             self.run.intake.record(task, "quarantined", reason)
         text = f"{reason}; quarantined, {self._back_off(task, reason)}"
         self.run.note("quarantined", task.member.site, text, level=WARNING)
-        if task.kind in _METHOD_TASKS:
+        if task.kind in _METHOD_TASKS or task.note:
             self.run.hooks.on_failure(task, reason)
 
     def fail(self, task: Task, reason: str) -> None:
         """Note that a task came to nothing, and ask its site again later."""
         text = f"{task.kind} failed: {reason}; {self._back_off(task, reason)}"
         self.run.note("task-failed", task.member.site, text, level=WARNING)
-        if task.kind in _METHOD_TASKS:
+        if task.kind in _METHOD_TASKS or task.note:
             self.run.hooks.on_failure(task, reason)
 
     def _back_off(self, task: Task, reason: str) -> str:

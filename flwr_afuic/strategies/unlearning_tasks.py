@@ -194,6 +194,8 @@ class UnlearningTasks:
             f"loss on the erased data {before.loss:.3f} -> {after.loss:.3f}, {after.name} "
             f"{before.accuracy:.3f} -> {after.accuracy:.3f} in {evidence.steps} steps",
         )
+        if record.notice.scope == "samples":
+            desk.readmit(record.site)
         self._merging.begin(record, delta, basis)
 
     def _parts(self, record: ErasureRecord, reply: TrainReply) -> tuple[Arrays, Vector | None]:

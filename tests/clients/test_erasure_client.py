@@ -44,7 +44,8 @@ def unlearn_config(number=1, **changes):
 
 
 def test_it_says_who_it_is_and_what_was_filed(site, client):
-    assert client.get_properties({}) == {wire.CLIENT: wire.PROTOCOL, wire.SITE: "site-0"}
+    said = client.get_properties({})
+    assert said == {wire.CLIENT: wire.PROTOCOL, wire.SITE: "site-0", wire.SCORES: True}
     site.file(["patient-0-1"], number=1)
     assert [n.request_id for n in notices(client.get_properties({}))] == [request_id(1)]
 

@@ -273,6 +273,7 @@ def _strange(rng: random.Random) -> bytes:
 
 _KEYS = (
     *(wire.KIND, wire.REQUEST, wire.EVIDENCE, wire.PENDING, wire.CANCEL, wire.SITE, wire.CLIENT),
+    wire.SCORED,
     *(wire.FAILURE, wire.LEVEL, wire.SEEN_HEAD, wire.HAVE_CERTIFICATES, wire.STEPS, wire.EXTRAS),
     *("accuracy", "loss"),
 )

@@ -161,8 +161,10 @@ def test_mutated_replies_end_no_run_and_move_no_model(shard):
 
 
 def test_true_replies_move_the_model():
-    met = Life(1, 0).run()
+    life = Life(1, 0)
+    met = life.run()
     assert met["mutated"] == 0
     assert met["true train applied"] > 20
     assert met["erasures"] == 2  # one at the site that is attacked elsewhere, one at the honest one
-    assert met["true verify"] >= 2
+    # Both sites keep data: their scores come with their updates.
+    assert sum(site.verified for site in life.sites) >= 2
