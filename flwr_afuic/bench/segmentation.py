@@ -45,8 +45,9 @@ from flwr_afuic.unlearning.settings import UnlearningSettings
 ARMS = ("afuic", "retrain", "retrain_floor", "no_unlearning")
 _TIMEOUT = 3600.0
 # Messages of megabytes cost more than the few local steps: an erasure then takes a few rounds, as
-# it does where sites train for minutes a round.
-_SPEED = SpeedModel(seconds_per_step=0.02, overhead=2.0)
+# it does where sites train for minutes a round. No two tasks take equally long: sites that kept
+# step would be merged in the order of their names for ever, the first never with a stale update.
+_SPEED = SpeedModel(seconds_per_step=0.02, overhead=2.0, tail=4.0)
 _REFERENCE_SECONDS, _CALIBRATION_SECONDS = 3.0, 1.0
 Told = Callable[[str], None]
 
