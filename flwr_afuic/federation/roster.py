@@ -173,6 +173,15 @@ class Roster:
         idle = [m for m in self._idle.values() if m.connected and m.not_before <= now]
         return sorted(idle, key=lambda member: (member.site, member.node_id))
 
+    def free_of_site(self, site: str) -> Member | None:
+        """Return a member of a site that may be sent a message now, or None."""
+        found = [member for member in self.all_of_site(site) if self.is_free(member)]
+        return min(found, key=lambda member: member.node_id, default=None)
+
+    def is_free(self, member: Member) -> bool:
+        """Whether a member may be sent a message now."""
+        return member.connected and not member.busy and member.not_before <= self._clock.now()
+
     def next_event(self) -> float | None:
         """When the next backoff ends, or None."""
         now = self._clock.now()

@@ -10,6 +10,7 @@ from flwr.supercore import log
 
 from flwr_afuic.errors import AfuicError, FederationError, WireError
 from flwr_afuic.federation.journal import Span
+from flwr_afuic.federation.roster import Member
 from flwr_afuic.strategies.dispatcher import Task
 
 if TYPE_CHECKING:
@@ -44,19 +45,22 @@ def drain(run: FederationRun) -> None:
     """
     sync = run.settings.mode == "sync"
     end = run.clock.now() + (run.timeout if sync else run.settings.drain_seconds)
+    due = [member for member in run.roster.members if member.due_evaluation]  # no more will be
     while run.clock.now() < end:
-        for member in run.roster.free():
-            if member.due_evaluation and run.hooks.may_train(member.site):
-                run.send_evaluation(member)
+        for member in _can_evaluate(run, due):
+            run.send_evaluation(member)
         for task, message in run.dispatcher.replies():
             _handle_last(run, task, message)
-        if run.dispatcher.pending:
+        if run.dispatcher.in_flight:
             run.clock.sleep(min(run.idle_seconds, max(0.0, end - run.clock.now())))
-        elif not any(
-            member.due_evaluation and run.hooks.may_train(member.site)
-            for member in run.roster.free()
-        ):
+        elif not _can_evaluate(run, due):
             return
+
+
+def _can_evaluate(run: FederationRun, due: list[Member]) -> list[Member]:
+    free = [m for m in due if m.due_evaluation and run.roster.is_free(m)]
+    free = [member for member in free if run.hooks.may_train(member.site)]
+    return sorted(free, key=lambda member: (member.site, member.node_id))
 
 
 def _handle_last(run: FederationRun, task: Task, message: Message | WireError | None) -> None:

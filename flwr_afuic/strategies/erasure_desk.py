@@ -188,8 +188,7 @@ class ErasureDesk:
 
     def free_member(self, site: str) -> Member | None:
         """Return a node of the site that can be sent a message now."""
-        found = [member for member in self.run.roster.free() if member.site == site]
-        return found[0] if found else None
+        return self.run.roster.free_of_site(site)
 
     def busy(self, site: str) -> bool:
         """Whether a connected node of the site has a task in flight, which has its own deadline."""
