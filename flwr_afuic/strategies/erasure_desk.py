@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from itertools import islice
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from flwr_afuic import wire
@@ -182,8 +184,9 @@ class ErasureDesk:
 
     def _missed(self, site: str, since: float) -> int:
         """Count the trainings a site missed: the one that was discarded, and those since then."""
-        spans = reversed(self.run.journal.spans)
-        usual = next((s.end - s.start for s in spans if s.site == site and s.kind == "train"), 0.0)
+        spans = (s for s in reversed(self.run.journal.spans) if s.site == site)
+        took = [span.end - span.start for span in islice(spans, _LOOKED_AT) if span.kind == "train"]
+        usual = median(took) if took else 0.0  # who has just asked did not train at all
         return 1 + int((self.run.clock.now() - since) / usual) if usual > 0 else 0
 
     def free_member(self, site: str) -> Member | None:
@@ -229,6 +232,7 @@ class ErasureDesk:
 
 
 _MOST_OWED = 16
+_LOOKED_AT = 7  # of the tasks of a site
 
 _NEWS = {State.CANCELLED: wire.CANCELLED, State.REFUSED: wire.REFUSED}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from flwr_afuic import wire
@@ -39,6 +41,28 @@ def test_it_trains_again_as_soon_as_its_delta_is_back():
     back = outcome.events("unlearned")[0].time
     assert min(s.start for s in of_site(outcome, "train") if s.start >= back) == back
     assert all("patient-0-1" not in trained for trained in sites[0].trained_on[5:])
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_it_makes_up_for_the_trainings_it_missed(monkeypatch, mode):
+    train, efforts = ScriptedClient.train, []
+
+    def noted(client, parameters, config):
+        if client.script.number == 0:
+            efforts.append(config.get(wire.EFFORT, 1.0))
+        return train(client, parameters, config)
+
+    monkeypatch.setattr(ScriptedClient, "train", noted)
+    sites = three()
+    outcome = federate(sites, at=file_at(4, sites[0], ["patient-0-1"]), rounds=30, mode=mode)
+    assert outcome.states() == LIFE
+    if mode == "sync":  # all would wait for it
+        assert set(efforts) == {1.0}
+        return
+    asked, back = (outcome.events(kind)[0].time for kind in ("request", "unlearned"))
+    usual = median(s.end - s.start for s in of_site(outcome, "train") if s.end <= asked)
+    assert efforts.count(wire.MOST_EFFORT) == 1 + int((back - asked) / usual)
+    assert efforts[-1] == 1.0
 
 
 def test_a_site_that_left_verifies_in_messages_of_their_own():
