@@ -118,7 +118,7 @@ def busy(folder: Path, *, rounds: int = 20) -> None:
         "max_staleness": 6,
         "gate": GateSettings(score=third_entry),
         "admission": LONG,
-        "keep_checkpoints": 5,
+        "keep_checkpoints": 12,
     }
     with clock() as on_grid:
         federate(sites, rounds=12, at=at, on_grid=on_grid, **options)
