@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
+_LONGEST_IDLE_SECONDS = 1.0
+_IDLE_SHARE = 0.05  # of the time since anything happened
 
 
 class FederationRun:
@@ -101,6 +103,7 @@ class FederationRun:
         self._round_progress = 0
         self._retained: tuple[object, list[Member]] | None = None
         self._refreshed = float("-inf")
+        self._last_event = self.started
         self.last_able = self.started
         self._resumes = 0
         self.durability: Durability | None = None
@@ -117,8 +120,17 @@ class FederationRun:
 
     @property
     def idle_seconds(self) -> float:
-        """How long to wait where there is nothing to do."""
-        return VIRTUAL_IDLE_SECONDS if self.clock.virtual else self.settings.poll_interval
+        """How long to wait where there is nothing to do.
+
+        On a real clock the longer, the longer nothing has happened: each look asks Flower for
+        every message in flight, which costs both servers far more than a look is worth where
+        sites train for minutes.
+        """
+        least = self.settings.poll_interval
+        if self.clock.virtual:
+            return VIRTUAL_IDLE_SECONDS
+        waited = self.clock.now() - self._last_event
+        return max(least, min(_LONGEST_IDLE_SECONDS, _IDLE_SHARE * waited))
 
     # ---- what hooks use -------------------------------------------------------------
 
@@ -249,7 +261,9 @@ class FederationRun:
                 self.settings.on_version(entry, self.arrays)
             self.evaluations.centrally(self.round, self.record_of(self.version, self.arrays))
             while not self._finished():
-                if not self._step():
+                if self._step():
+                    self._last_event = self.clock.now()
+                else:
                     self._idle()
             drain(self)
             self.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,24 @@ def test_evaluate_fn_holds_up_no_client() -> None:
     grid.close()
     assert result.evaluate_metrics_serverapp[0]["trained_meanwhile"] == 1
     assert sorted(result.evaluate_metrics_serverapp) == list(range(16))
+
+
+def test_the_longer_nothing_happens_the_less_often_it_looks() -> None:
+    grid = RealTimeGrid(sites.numpy_app(sites.Site()), 2)
+    strategy = AsyncStrategy(buffer_size=1, evaluate_every=0, poll_interval=0.05)
+    strategy.start(grid, sites.small(), num_rounds=2)
+    grid.close()
+    run = strategy.run
+    run._last_event = 1000.0
+
+    def waits(now: float) -> float:
+        run.clock = types.SimpleNamespace(virtual=False, now=lambda: now)
+        return run.idle_seconds
+
+    times = (1000.0, 1000.9, 1004.0, 1010.0, 1600.0)
+    assert [waits(now) for now in times] == pytest.approx([0.05, 0.05, 0.2, 0.5, 1.0])
+    run.settings.poll_interval = 3.0
+    assert waits(1600.0) == 3.0
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
