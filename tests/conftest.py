@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector of cycles the modules, which stay: a tenth of all the time."""
+    """Spare the collector of cycles the modules, which stay."""
     gc.collect()
     gc.freeze()
 

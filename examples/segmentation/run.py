@@ -4,8 +4,8 @@
 
 Needs ``msd_hippocampus`` (Decathlon's Task04) under the data folder. Prints the tables of
 both erasures and draws them as ``segmentation.png``. It takes some eleven minutes of one
-core, half of that with ``--areas patient``, and twice as long with ``--bounds``. A second call goes
-on where the first stopped.
+core, half of that with ``--areas patient``, and about twice as long with ``--bounds``. A second
+call goes on where the first stopped.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ class ErasureHooks(RunHooks):
     def training_extras(self, member: Member) -> tuple[dict[str, wire.Scalar], dict[str, Arrays]]:
         """See :class:`RunHooks`: what it scores first, and what it has to make up for.
 
-        Data a site keeps would count for less ever after if the trainings it missed while its
-        erasure was under way were lost. [ours]
+        The trainings it missed while its erasure was under way are not to be lost to the data it
+        keeps. [ours]
         """
         with self._lock:
             entries = self.verification.along_with_training(member)

@@ -123,14 +123,12 @@ class FederationRun:
         """How long to wait where there is nothing to do.
 
         On a real clock the longer, the longer nothing has happened: each look asks Flower for
-        every message in flight, which costs both servers far more than a look is worth where
-        sites train for minutes.
+        every message in flight, which costs it and us a part of a processor.
         """
-        least = self.settings.poll_interval
         if self.clock.virtual:
             return VIRTUAL_IDLE_SECONDS
-        waited = self.clock.now() - self._last_event
-        return max(least, min(_LONGEST_IDLE_SECONDS, _IDLE_SHARE * waited))
+        share = _IDLE_SHARE * (self.clock.now() - self._last_event)
+        return max(self.settings.poll_interval, min(_LONGEST_IDLE_SECONDS, share))
 
     # ---- what hooks use -------------------------------------------------------------
 

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the long tests out unless they are asked for.
 
     `make test-crash` asks for those marked so, `make test-e2e` for the others that start real
-    processes: with them the whole suite took 23 minutes on two cores that were not idle.
+    processes: with them the whole suite takes longer than the twenty minutes it may.
     """
     if "crash" in config.getoption("-m"):
         return
