@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from flwr_afuic.bench.server_sizes import Model, flower_reply, generated, interleaved, reply
 from flwr_afuic.calibration.lock import RelearningLock
 from flwr_afuic.federation.buffer import Update, UpdateBuffer
 from flwr_afuic.federation.chunks import cores, spread
+from flwr_afuic.federation.layout import Arrays
 from flwr_afuic.federation.screening import UpdateScreen
 from flwr_afuic.federation.snapshots import SnapshotStore
 from flwr_afuic.state.files import sync_file
 from flwr_afuic.state.vault import Vault
-from flwr_afuic.strategies.codec import NumPyDialect, pack, to_record
+from flwr_afuic.strategies.codec import NumPyDialect, TrainReply, pack, to_record
 
 SERVER_LR = 0.5
 
@@ -75,27 +76,38 @@ def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
     flowers = [flower_reply(_renamed(message["fitres.parameters"], model), 10)] * updates  # type: ignore[arg-type]
     dialect, names = NumPyDialect(), model.layout.names
 
-    def merge() -> None:
-        for number in range(updates):
-            buffer.add(Update("site", 0, 10 + number, update.arrays), 1.0)
-        buffer.merge(model.arrays, server_lr=SERVER_LR)
+    arrived: list[RecordDict] = []
 
-    def whole() -> None:
+    def arrive() -> None:
+        """Have the first reply come in bytes of its own, as each does from a network."""
+        arrived[:] = [reply(update, 10)]
+
+    def read(number: int) -> TrainReply:
+        return dialect.read_train(message if number else arrived.pop())
+
+    def merge() -> Arrays:
+        for number in range(updates):
+            buffer.add(Update("site", 0, 10 + number, read(number).arrays), 1.0)
+        return buffer.merge(model.arrays, server_lr=SERVER_LR)
+
+    def whole() -> ArrayRecord:
         screen = UpdateScreen(model.layout)
         for number in range(updates):
-            found = dialect.read_train(message)
+            found = read(number)
             squares = model.layout.check(found.arrays, "update")
             screen.refuse(found.arrays, found.examples, "site", squares)
             buffer.add(Update("site", 0, 10 + number, found.arrays), 1.0)
-        pack(names, buffer.merge(model.arrays, server_lr=SERVER_LR))
+            del found
+        return pack(names, buffer.merge(model.arrays, server_lr=SERVER_LR))
 
-    def flower() -> None:
-        aggregate_arrayrecords(flowers, "num-examples")
+    def flower() -> ArrayRecord:
+        return aggregate_arrayrecords(flowers, "num-examples")
 
     works: dict[str, Callable[[], object]] = {"merge": merge, "message to model": whole,
                                               "Flower": flower}  # fmt: skip
     works |= _floors(model, update, updates)
-    seconds = interleaved(works, repeats)
+    prepared = dict.fromkeys(("merge", "message to model"), arrive)
+    seconds = interleaved(works, repeats, prepared=prepared)
     for floor in ("floor", "float64 floor"):
         seconds[floor] = min(seconds.pop(f"{floor}, {threads}") for threads in ("one", "all"))
     return Timed("merge", parameters, seconds, {"updates": updates})

@@ -1,7 +1,8 @@
 """The buffer of accepted updates between two versions of the global model.
 
 Updates are summed as they come, so that memory does not grow with the number of clients
-(:class:`~flwr_afuic.federation.summing.WeightedSum`). One site's updates can be taken out again
+(:class:`~flwr_afuic.federation.summing.WeightedSum`,
+:class:`~flwr_afuic.federation.large_sums.LargeSum`). One site's updates can be taken out again
 without a trace, which an erasure request needs: the others are summed anew. What that takes
 waits in a private folder on disk, not in memory.
 """
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.federation.chunks import slices, spread
+from flwr_afuic.federation.large_sums import LargeSum, parted, summed_large
 from flwr_afuic.federation.layout import Arrays, ArraySpec, Layout
 from flwr_afuic.federation.packing import made
-from flwr_afuic.federation.summing import Scratch, WeightedSum
+from flwr_afuic.federation.summing import HELD_BYTES, Scratch, WeightedSum
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class UpdateBuffer:
             tempfile.TemporaryDirectory(prefix="flwr-afuic-buffer-") if withdrawable else None
         )
         self._counter = 0
-        self._sum = WeightedSum(layout.specs)
+        self._places = summed_large(layout.specs, HELD_BYTES)
+        inside, others = parted(layout.specs, self._places)
+        self._large, self._sum = LargeSum(inside), WeightedSum(others)
         self._entries: list[_Entry] = []
 
     def __len__(self) -> int:
@@ -105,7 +109,20 @@ class UpdateBuffer:
             self._counter += 1
             _write(path, update.arrays)
         self._entries.append(_Entry(update.site, update.examples, factor, path))
-        self._sum.add(update.arrays, update.examples * factor)
+        self._take(update.arrays, update.examples * factor)
+
+    def _take(self, arrays: Arrays, factor: float) -> None:
+        inside, others = parted(arrays, self._places)
+        self._large.add(inside, factor)
+        self._sum.add(others, factor)
+
+    def settle(self) -> None:
+        """Let go of the newest update: more will come before the next merge.
+
+        Of a large model it is held as it came until the next one comes; if none does, it is summed
+        and merged in one pass.
+        """
+        self._large.settle()
 
     def withdraw(self, site: str) -> int:
         """Take every update of ``site`` out again; return how many there were.
@@ -121,11 +138,11 @@ class UpdateBuffer:
         if not leaving:
             return 0
         staying = [entry for entry in self._entries if entry.site != site]
-        self._sum.clear()
+        self._empty()
         for entry in staying:
             # Summed anew: subtracting would leave the rounding of an outsized update behind.
             stored = _read(self._stored_path(entry), len(self._layout.specs))
-            self._sum.add(stored, entry.examples * entry.factor)
+            self._take(stored, entry.examples * entry.factor)
         self._entries = staying
         for entry in leaving:
             self._stored_path(entry).unlink()
@@ -153,12 +170,20 @@ class UpdateBuffer:
         examples = float(sum(entry.examples for entry in self._entries))
         weight = math.fsum(entry.examples * entry.factor for entry in self._entries)
         share = min(1.0, server_lr) * weight / examples
-        merged = [
-            self._stepped(index, spec, array, server_lr / examples)
-            if spec.kind == "trained"
-            else self._mixed(index, spec, array, weight, share)
-            for index, (spec, array) in enumerate(zip(self._layout.specs, current, strict=True))
-        ]
+        merged: Arrays = []
+        rate = server_lr / examples
+        inside, _ = parted(current, self._places)
+        stepped = iter(self._large.finish(inside, rate) if inside else [])
+        others = 0
+        for index, (spec, array) in enumerate(zip(self._layout.specs, current, strict=True)):
+            if index in self._places:
+                merged.append(next(stepped))
+                continue
+            if spec.kind == "trained":
+                merged.append(self._stepped(others, spec, array, rate))
+            else:
+                merged.append(self._mixed(others, spec, array, weight, share))
+            others += 1
         self.clear()
         return merged
 
@@ -170,8 +195,6 @@ class UpdateBuffer:
 
         def fill(new: NDArray[Any]) -> None:
             out = new.reshape(-1)
-            if self._sum.stepped(index, old, rate, out):
-                return
 
             def work(pieces: Iterator[slice]) -> None:
                 scratch = Scratch(spec.size)
@@ -207,8 +230,12 @@ class UpdateBuffer:
         for entry in self._entries:
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
-        self._sum.clear()
+        self._empty()
         self._entries = []
+
+    def _empty(self) -> None:
+        self._large.clear()
+        self._sum.clear()
 
     @staticmethod
     def _stored_path(entry: _Entry) -> Path:

@@ -12,18 +12,19 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_afuic.federation.kernels import fits, kernels
+from flwr_afuic.federation.kernels import compiled, fits
 
 CHUNK = 1 << 15
 """Entries of a piece: a few float64 buffers of it fit a core's second-level cache."""
 
-_SHARED_FROM = 1 << 20
+SHARED_FROM = 1 << 18
+"""Entries of an array from which on threads share the work on it."""
+
 _MOST_THREADS = 8
 _UNSHARED = 1 << 13
 _lock = threading.Lock()
@@ -58,17 +59,37 @@ def spread(size: int, work: Work, *, whole_shares: bool = False) -> None:
     whole_shares : bool
         Give each thread all of its share as one piece: for work that needs no scratch.
     """
+    spread_all([(size, work)], whole_shares=whole_shares)
+
+
+def spread_all(jobs: list[tuple[int, Work]], *, whole_shares: bool = False) -> None:
+    """Have several arrays worked on, as :func:`spread` has one; a thread has a share of each.
+
+    Parameters
+    ----------
+    jobs : list of (int, callable)
+        Number of entries, and the work.
+    whole_shares : bool
+        As for :func:`spread`.
+    """
     threads = min(cores(), _MOST_THREADS)
-    if size < _SHARED_FROM or threads < 2:
-        work(iter([slice(0, size)]) if whole_shares else slices(0, size))
+    if threads < 2 or sum(size for size, _ in jobs) < SHARED_FROM:
+        for size, work in jobs:
+            work(iter([slice(0, size)]) if whole_shares else slices(0, size))
         return
-    whole = -(-size // CHUNK)  # a piece is the same piece however many threads there are
-    edges = [min(size, CHUNK * (whole * number // threads)) for number in range(threads + 1)]
-    parts = [iter([slice(*p)]) if whole_shares else slices(*p) for p in pairwise(edges)]
+
+    def share(number: int) -> None:
+        for size, work in jobs:
+            whole = -(-size // CHUNK)  # a piece is the same piece however many threads there are
+            edges = [min(size, CHUNK * (whole * n // threads)) for n in (number, number + 1)]
+            if edges[0] < edges[1]:
+                work(iter([slice(*edges)]) if whole_shares else slices(*edges))
+
     # Threads that are done may keep what they were given a moment longer: not the arrays.
-    box = [work]
+    box = [share]
     try:
-        for done in [_threads(threads).submit(lambda part: box[0](part), part) for part in parts]:
+        started = [_threads(threads).submit(lambda n: box[0](n), n) for n in range(threads)]
+        for done in started:
             done.result()
     finally:
         box.clear()
@@ -93,13 +114,13 @@ def squared_norm(array: NDArray[Any]) -> float:
         flat = np.ascontiguousarray(flat).view(flat.real.dtype)
     exact = flat.dtype in (np.float32, np.float64)
     found: list[tuple[int, float]] = []
-    passes = kernels() if flat.size >= _SHARED_FROM and fits(flat) else None
+    passes = compiled() if flat.size >= SHARED_FROM and fits(flat) else None
     if passes is not None:
 
-        def compiled(pieces: Iterator[slice]) -> None:
+        def at_once(pieces: Iterator[slice]) -> None:
             found.extend((piece.start, passes.square(flat[piece])) for piece in pieces)
 
-        spread(flat.size, compiled, whole_shares=True)
+        spread(flat.size, at_once, whole_shares=True)
         if math.isfinite(total := sum(value for _, value in sorted(found))):
             return total
         found.clear()

@@ -35,6 +35,72 @@ def header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
+class Draft:
+    """An array under way, in the bytes of its file.
+
+    Parameters
+    ----------
+    dtype, shape
+        Of the array.
+    memory : list of bytes, optional
+        Files of earlier arrays of this kind. One to which nobody else refers is taken out of the
+        list and written over; without any, new memory is taken.
+
+    Attributes
+    ----------
+    array : ndarray
+        To be written to, with anything in it at first.
+    """
+
+    def __init__(
+        self, dtype: str, shape: tuple[int, ...], memory: list[bytes] | None = None
+    ) -> None:
+        self._shape = shape
+        self._head = header(dtype, shape)
+        if not self._head:
+            self.array = np.empty(shape, dtype)
+            return
+        # Nobody else refers to the bytes, so that neither getbuffer() nor getvalue() makes a copy.
+        place = _unused(memory or [])
+        if memory and place is not None:
+            self._file = BytesIO(memory.pop(place))
+            self._view = self._file.getbuffer()
+        else:
+            # Bytes of zeros, which the system hands out without writing them.
+            size = len(self._head) + math.prod(shape) * np.dtype(dtype).itemsize
+            self._file = BytesIO(bytes(size))
+            self._view = self._file.getbuffer()
+            _use_large_pages(self._view)
+            self._view[: len(self._head)] = self._head
+        flat = np.frombuffer(self._view, dtype, offset=len(self._head))
+        self.array = flat.reshape(shape)
+
+    def finish(self) -> NDArray[Any]:
+        """Return the array, read-only; nobody may hold :attr:`array` or a part of it any more.
+
+        Raises
+        ------
+        BufferError
+            If somebody does: what was written could be written to afterwards.
+        """
+        array = self.__dict__.pop("array")
+        if not self._head:
+            array.flags.writeable = False
+            return cast(NDArray[Any], array)
+        dtype = array.dtype
+        del array
+        self._view.release()
+        data = self._file.getvalue()
+        self._file.close()
+        return np.frombuffer(data, dtype, offset=len(self._head)).reshape(self._shape)
+
+
+def _unused(files: list[bytes]) -> int | None:
+    """Return where in the list a file is to which nobody else refers."""
+    # Two references: the list's, and that of the call which counts them.
+    return next((n for n in range(len(files)) if sys.getrefcount(files[n]) == 2), None)
+
+
 def made(
     dtype: str, shape: tuple[int, ...], fill: Callable[[NDArray[Any]], object]
 ) -> NDArray[Any]:
@@ -52,23 +118,9 @@ def made(
     ndarray
         Read-only; :func:`file_of` gives its file.
     """
-    head = header(dtype, shape)
-    if not head:
-        array = np.empty(shape, dtype)
-        fill(array)
-        array.flags.writeable = False
-        return array
-    # Bytes of zeros, which the system hands out without writing them; nobody else refers to them,
-    # so that neither getbuffer() nor getvalue() makes a copy.
-    file = BytesIO(bytes(len(head) + math.prod(shape) * np.dtype(dtype).itemsize))
-    file.write(head)
-    view = file.getbuffer()
-    _use_large_pages(view)
-    fill(np.frombuffer(view, dtype, offset=len(head)).reshape(shape))
-    view.release()
-    data = file.getvalue()
-    file.close()  # a BufferError if the array that was filled could still be written to
-    return np.frombuffer(data, dtype, offset=len(head)).reshape(shape)
+    draft = Draft(dtype, shape)
+    fill(draft.array)
+    return draft.finish()
 
 
 _LARGE = 16 << 20

@@ -1,15 +1,13 @@
-"""Weighted sums of model updates, in float64, with as little memory traffic as they allow."""
+"""Weighted sums of small updates, compensated and rounded once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flwr_afuic.federation.chunks import CHUNK, spread
-from flwr_afuic.federation.kernels import fits, kernels
 from flwr_afuic.federation.layout import Arrays, ArraySpec
 
 FloatArray = NDArray[np.float64]
@@ -24,9 +22,9 @@ class WeightedSum:
     Terms are taken together in batches, and each batch is added to the sum so far in compensated
     (two-float64) arithmetic and rounded once to float64. Small models fit one batch as a whole:
     their sum does not depend on the order of arrival (exact while the terms of one entry span
-    less than 106 bits, which the screen's norm bound ensures in practice). Of a large model each
-    update is a batch: plain float64 sums in the order of arrival, for which the accumulators are
-    read and written once an update.
+    less than 106 bits, which the screen's norm bound ensures in practice). Of larger updates each
+    is a batch: plain float64 sums in the order of arrival. Of large models
+    :class:`~flwr_afuic.federation.large_sums.LargeSum` sums most, this the rest.
 
     Memory: 8 bytes an entry once a batch is full, kept for the next sum, and at most
     :data:`HELD_BYTES` of updates that are held as they came.
@@ -84,36 +82,7 @@ class WeightedSum:
             self._fold_one(index, total)
         self._held, self._held_bytes, self._summed = [], 0, True
 
-    def stepped(self, index: int, old: NDArray[Any], rate: float, out: NDArray[Any]) -> bool:
-        """Write ``old + rate * sum`` of a whole array into ``out`` in one pass, if possible.
-
-        Where it is not, nothing is written: take the sum by its pieces (:meth:`total`).
-        """
-        passes = kernels()
-        if passes is None or self._held or not self._summed or not fits(old, out):
-            return False
-        total = self._sums[index]
-
-        def work(pieces: Iterator[slice]) -> None:
-            for piece in pieces:
-                passes.step(out[piece], old[piece], total[piece], rate)
-
-        spread(total.size, work, whole_shares=True)
-        return True
-
     def _fold_one(self, index: int, total: FloatArray) -> None:
-        passes = kernels()
-        if passes is not None and len(self._held) == 1 and fits(self._held[0][0][index]):
-            arrays, factor = self._held[0]
-            update, one = arrays[index], passes.fold if self._summed else passes.weigh
-
-            def compiled(pieces: Iterator[slice]) -> None:
-                for piece in pieces:
-                    one(total[piece], update[piece], factor)
-
-            spread(total.size, compiled, whole_shares=True)
-            return
-
         def work(pieces: Iterator[slice]) -> None:
             scratch = Scratch(total.size)
             for piece in pieces:

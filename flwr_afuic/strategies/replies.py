@@ -93,6 +93,8 @@ class Replies:
         full = taken and len(self.run.buffer) >= self.run.settings.buffer_size
         if full and self.run.settings.mode == "async":
             self.run.merge_buffer()
+        elif self.run.awaits_training():
+            self.run.buffer.settle()
 
     def _quarantine(self, task: Task, reason: str) -> None:
         self.run.counters.quarantined += 1

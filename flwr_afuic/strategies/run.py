@@ -382,9 +382,12 @@ class FederationRun:
             self._close_round(completed)
         self.commit()
 
+    def awaits_training(self) -> bool:
+        """Whether a training task is under way, whose reply may come before the next merge."""
+        return any(task.kind == "train" for task in self.dispatcher.pending)
+
     def _close_sync_round(self) -> bool:
-        training = any(task.kind == "train" for task in self.dispatcher.pending)
-        if training or not len(self.buffer):
+        if self.awaits_training() or not len(self.buffer):
             return False
         self.merge_buffer()
         return True

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from flwr_afuic.federation import chunks, summing
-from flwr_afuic.federation.buffer import Update, UpdateBuffer
 from flwr_afuic.federation.chunks import slices, spread, squared_norm
 from flwr_afuic.federation.layout import Layout
 from flwr_afuic.federation.summing import Scratch, WeightedSum
@@ -36,7 +35,7 @@ def drawn(number: int, size: int) -> list[np.ndarray]:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 8)
     monkeypatch.setattr(summing, "CHUNK", 8)
-    monkeypatch.setattr(chunks, "_SHARED_FROM", 20)
+    monkeypatch.setattr(chunks, "SHARED_FROM", 20)
     monkeypatch.setattr(chunks, "cores", lambda: 3)
 
 
@@ -90,33 +89,8 @@ def test_pieces_and_threads_change_no_bit(held: int, monkeypatch: pytest.MonkeyP
     pieces = run()
     monkeypatch.setattr(chunks, "CHUNK", 1 << 15)
     monkeypatch.setattr(summing, "CHUNK", 1 << 15)
-    monkeypatch.setattr(chunks, "_SHARED_FROM", 1 << 20)
+    monkeypatch.setattr(chunks, "SHARED_FROM", 1 << 20)
     assert run().tobytes() == pieces.tobytes()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_compiled_passes_change_no_bit(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
-    monkeypatch.setattr(summing, "HELD_BYTES", 0)
-    monkeypatch.setattr(chunks, "_SHARED_FROM", 20)
-    monkeypatch.setattr(chunks, "cores", lambda: 3)
-    layout = Layout.of(["w", "b"], [np.zeros((50, 3), dtype), np.zeros(1, dtype)])
-    rng = np.random.default_rng(3)
-    model = [rng.normal(size=(50, 3)).astype(dtype), np.full(1, -0.0, dtype)]
-    updates = [[rng.normal(size=(50, 3)).astype(dtype), np.full(1, -0.0, dtype)] for _ in range(5)]
-
-    def run() -> list[bytes]:
-        buffer = UpdateBuffer(layout)
-        models = []
-        for few in (1, 5):  # a sum of one, and accumulators that are used again
-            for number, arrays in enumerate(updates[:few]):
-                buffer.add(Update("s", 0, number + 1, arrays), 0.3)
-            models += [array.tobytes() for array in buffer.merge(model, server_lr=0.7)]
-        return models
-
-    compiled = run()
-    monkeypatch.setattr(summing, "kernels", lambda: None)
-    assert run() == compiled
 
 
 @pytest.mark.usefixtures("small_pieces")
