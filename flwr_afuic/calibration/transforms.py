@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flwr_afuic.errors import ConfigError, DataError
+from flwr_afuic.monai_import import import_monai
 from flwr_afuic.unlearning.checks import check_range
 from flwr_afuic.unlearning.inference import frozen_statistics
 from flwr_afuic.unlearning.tasks import task_of
@@ -125,6 +126,7 @@ class MonaiPhi:
             flat = self._move(flat, generator).reshape(count, channels, depth, height, width)
             return flat.permute(0, 1, 3, 4, 2)
         # Imported here: MONAI takes seconds, and the sites' processes never augment.
+        import_monai()
         from monai.networks.layers.spatial_transforms import AffineTransform
 
         count, _, height, width = images.shape

@@ -12,6 +12,7 @@ from flwr_afuic.data.medmnist import NAMED_SETS, NamedSet
 from flwr_afuic.data.npzfile import file_md5, load_npz
 from flwr_afuic.data.phantoms import make_phantoms
 from flwr_afuic.errors import DataError
+from flwr_afuic.monai_import import import_monai
 
 DATA_DIR_VARIABLE = "AFUIC_DATA_DIR"
 PHANTOMS = "phantoms"
@@ -91,6 +92,7 @@ def load_dataset(
     path = Path(name_or_path).expanduser()
     if name_or_path and path.is_dir():
         # Imported here: MONAI's transforms take seconds to import, and few runs need them.
+        import_monai()
         from flwr_afuic.data.folder import load_folder
 
         return load_folder(path, seed=seed, image_size=image_size)

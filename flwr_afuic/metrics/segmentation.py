@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flwr_afuic.errors import ConfigError
+from flwr_afuic.monai_import import import_monai
 
 
 def dice_scores(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
@@ -37,6 +38,7 @@ def dice_scores(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     [0.667]
     """
     # Imported here: MONAI takes seconds, and not every site segments.
+    import_monai()
     from monai.metrics.meandice import compute_dice
 
     one, other = _foreground(predicted, truth, classes)
@@ -66,6 +68,7 @@ def hausdorff_distances(
     ConfigError
         If shapes differ, there is no foreground class, or the percentile is out of range.
     """
+    import_monai()
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 
     if not 0 < percentile <= 100:

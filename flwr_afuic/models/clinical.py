@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flwr_afuic.errors import ConfigError
+from flwr_afuic.monai_import import import_monai
 
 _NETS = "monai.networks.nets"
 LEAST_SIDE = 32  # of DenseNet and ResNet, which halve it five times
@@ -61,6 +62,7 @@ class First(nn.Module):
 
 def _nets(module: str) -> Any:
     # MONAI takes longer to import than torch: only who makes one of its networks waits for it.
+    import_monai()
     return importlib.import_module(f"{_NETS}.{module}")
 
 

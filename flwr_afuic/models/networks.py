@@ -20,6 +20,7 @@ from flwr_afuic.models.clinical import (
     unet,
     vit,
 )
+from flwr_afuic.monai_import import import_monai
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.unlearning.tasks import make_task, set_task
 
@@ -60,6 +61,7 @@ def _groupnorm_cnn(channels: int, num_classes: int, image_size: int) -> nn.Modul
     head sees positions (at most 4x4): pooled to one value a channel, features that
     GroupNorm has just normalised carry little, and training stalls for 100 steps or more.
     """
+    import_monai()
     convolution = importlib.import_module(_CONVOLUTION).Convolution
     layers: list[nn.Module] = [Centre()]
     width_in, side = channels, image_size
@@ -173,6 +175,7 @@ def make_model(
     ):
         if value < least:
             raise ConfigError(f"{label} is {value}; a model needs at least {least}")
+    import_monai()
     for module in _PRELOADED:
         importlib.import_module(module)  # not under "meta", where its constants would be empty
     with torch.device("meta"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flwr_afuic.errors import ConfigError
+from flwr_afuic.monai_import import import_monai
 
 _SMOOTH = 1e-5
 
@@ -182,6 +183,7 @@ class Segmentation:
 
     def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Dice loss of the foreground plus mean voxel cross-entropy."""
+        import_monai()
         from monai.losses.dice import DiceCELoss
 
         measure = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)

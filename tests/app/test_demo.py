@@ -149,7 +149,9 @@ if __name__ == "__main__":
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Ray's workers are nice to other programs by default: beside other tests they would not move.
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    env = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", **ray}
     return subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=500
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flwr_afuic.data.clinical.reading import Volume, check_affine, kind_of, read_volume
 from flwr_afuic.errors import ConfigError, DataError
+from flwr_afuic.monai_import import import_monai
 
 Intensity = Literal["percentiles", "zscore", "window", "none"]
 Fit = Literal["resize", "pad-crop"]
@@ -167,6 +168,7 @@ class Preparation:
         return dataclasses.replace(volume, values=values)
 
     def _shape(self, volume: Volume, mode: str) -> Tensor:
+        import_monai()
         from monai.data.meta_tensor import MetaTensor
         from monai.transforms.croppad.array import ResizeWithPadOrCrop
         from monai.transforms.spatial.array import Resize, Spacing
@@ -186,6 +188,7 @@ class Preparation:
         return torch.as_tensor(np.asarray(image), dtype=torch.float32)
 
     def _scale(self, image: Tensor) -> Tensor:
+        import_monai()
         from monai.transforms.intensity.array import (
             NormalizeIntensity,
             ScaleIntensityRange,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flwr_afuic.errors import ConfigError, DataError
+from flwr_afuic.monai_import import import_monai
 
 Kind = Literal["dicom", "nifti", "picture"]
 Affine = npt.NDArray[np.float64]
@@ -111,6 +112,7 @@ def check_affine(affine: Affine) -> str | None:
 def _load(path: Path, kind: Kind) -> Any:
     """Load channel first; volumes turned to RAS."""
     # Imported here: MONAI takes seconds, and a process that finds its data warm never reads.
+    import_monai()
     from monai.data.image_reader import ImageReader, NibabelReader, PydicomReader
     from monai.transforms.spatial.array import Orientation
     from monai.transforms.utility.array import EnsureChannelFirst

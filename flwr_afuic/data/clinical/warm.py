@@ -21,6 +21,7 @@ from torch import Tensor
 from flwr_afuic.data.clinical.preparation import Preparation
 from flwr_afuic.data.clinical.table import Row
 from flwr_afuic.errors import DataError
+from flwr_afuic.monai_import import import_monai
 
 _FORMAT = 1
 _SUFFIX = ".pt"
@@ -130,6 +131,7 @@ def _result(kept: dict[str, Any]) -> Result:
 
 def _read_all(items: Sequence[Item], preparation: Preparation, folder: Path | None) -> list[Result]:
     # Imported here: MONAI takes seconds, and a process that finds its data warm needs none of it.
+    import_monai()
     from monai.data.dataset import CacheDataset, PersistentDataset
     from monai.transforms.transform import Transform
 

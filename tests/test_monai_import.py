@@ -1,0 +1,30 @@
+"""A process that makes a network does not wait for a library that it never asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+{before}
+from flwr_afuic.models.networks import make_model
+make_model("groupnorm-cnn", channels=1, num_classes=2)
+assert "monai" in sys.modules
+print("transformers" in sys.modules)
+from transformers import CLIPConfig
+print(CLIPConfig.__name__)
+"""
+
+
+@pytest.mark.parametrize(("before", "found"), [("", "False"), ("import transformers", "True")])
+def test_monai_comes_without_transformers_unless_it_is_there_and_it_can_follow(
+    before: str, found: str
+) -> None:
+    pytest.importorskip("transformers")
+    script = SCRIPT.format(before=before)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [found, "CLIPConfig"]
