@@ -24,7 +24,8 @@ from flwr_afuic.strategies.run import FederationRun
 
 _HOOKS = (
     "may_train", "training_key", "stands_still", "take_update", "before_dispatch", "task_config",
-    "on_info", "on_reply", "on_failure", "finish", "after_version",
+    "training_extras", "on_trained", "on_info", "on_reply", "on_failure", "finish",
+    "after_version",
 )  # fmt: skip
 
 _NO_LIMIT = 10**9

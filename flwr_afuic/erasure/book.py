@@ -32,6 +32,7 @@ class RequestBook:
 
     def __init__(self) -> None:
         self._records: dict[str, ErasureRecord] = {}
+        self._by_site: dict[str, list[ErasureRecord]] = {}
         self.changed: set[str] = set()
         self.entries: list[tuple[str, dict[str, Any]]] = []
 
@@ -88,6 +89,7 @@ class RequestBook:
         record = ErasureRecord(notice, site, filed_by=filed_by)
         record.history.append(Step(State.RECEIVED, time, round, version, "filed", at))
         self._records[notice.request_id] = record
+        self._by_site.setdefault(site, []).append(record)
         self.note(record, "request", site=site, filed_by=filed_by, **asdict(notice))
         return record, True
 
@@ -131,6 +133,7 @@ class RequestBook:
     def load(self, records: Iterable[ErasureRecord]) -> None:
         """Take up the records of an earlier run."""
         self._records.update({record.request_id: record for record in records})
+        self._sort_by_site()
 
     @property
     def unsaved(self) -> bool:
@@ -145,7 +148,7 @@ class RequestBook:
 
     def of_site(self, site: str) -> list[ErasureRecord]:
         """Return every request of one site, oldest first."""
-        return [record for record in self if record.site == site]
+        return list(self._by_site.get(site, ()))
 
     def rename(self, old: str, new: str) -> None:
         """Follow a site whose name became known after it filed."""
@@ -153,3 +156,9 @@ class RequestBook:
             if record.site == old:
                 record.site = new
                 self.note(record, "renamed", site=new)
+        self._sort_by_site()
+
+    def _sort_by_site(self) -> None:
+        self._by_site = {}
+        for record in self:
+            self._by_site.setdefault(record.site, []).append(record)

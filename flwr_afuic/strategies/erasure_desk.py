@@ -207,6 +207,9 @@ class ErasureDesk:
 
     def news_for(self, member: Member) -> dict[str, wire.Scalar]:
         """Tell a site where its requests stand, as far as it has to know."""
+        own = self.book.of_site(member.site)
+        if not own and not self.unheard.get(member.site) and not self.refused.get(member.site):
+            return _NO_NEWS  # nearly every task's
         groups: dict[str, set[str]] = {
             wire.KNOWN: set(),
             wire.CLOSED: set(),
@@ -214,7 +217,7 @@ class ErasureDesk:
             wire.REFUSED: set(self.refused.get(member.site, ())),
             wire.KEPT: set(),
         }
-        for record in self.book.of_site(member.site):
+        for record in own:
             key = wire.KNOWN if record.open else _NEWS.get(record.state, wire.CLOSED)
             groups[key].add(record.request_id)
             if record.request_id in self.kept:
@@ -222,15 +225,16 @@ class ErasureDesk:
         news: dict[str, wire.Scalar] = {
             key: ",".join(sorted(ids))
             for key, ids in groups.items()
-            if ids or key in (wire.KNOWN, wire.CLOSED, wire.CANCELLED)
+            if ids or key in _NO_NEWS
         }
         # Named among the closed as well, which is all that older clients understand.
-        failed = {r.request_id: r.failure for r in self.book.of_site(member.site) if r.failure}
+        failed = {r.request_id: r.failure for r in own if r.failure}
         if failed:
             news[wire.FAILED] = json.dumps(failed, sort_keys=True)
         return news
 
 
+_NO_NEWS: dict[str, wire.Scalar] = {wire.KNOWN: "", wire.CLOSED: "", wire.CANCELLED: ""}
 _MOST_OWED = 16
 _LOOKED_AT = 7  # of the tasks of a site
 

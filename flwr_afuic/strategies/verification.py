@@ -67,7 +67,10 @@ class Verification:
         Of a site that keeps data and trains on, a message of its own for each score would take
         the place of a training: it loads model and data only once for both.
         """
-        records = sorted(self._desk.book.of_site(member.site), key=lambda record: not record.open)
+        own = self._desk.book.of_site(member.site)
+        if not own:
+            return {}
+        records = sorted(own, key=lambda record: not record.open)
         due = [r for r in records if self._is_due(r) and self._rides(r, member)]
         groups = []
         for record in due[: wire.MOST_SCORED]:

@@ -116,13 +116,20 @@ def model_record() -> ArrayRecord:
     return to_record(list(model.state_dict()), get_arrays(model))
 
 
+def seeded():
+    """Return a store whose dither is the same every time: what is found depends on it a little."""
+    store = MemoryStore()
+    store.set("seed", 1)
+    return store
+
+
 def ease(sites, **options):
     return federate(
         sites,
         strategy_type=EASE,
         app=app_of(sites, options.pop("client", PairsClient)),
         initial=model_record(),
-        history=options.pop("history", None) or MemoryStore(),
+        history=options.pop("history", None) or seeded(),
         excision=ExcisionSettings(steps=20),
         **{"erasure_norm_factor": 1e6, "rounds": 16, **options},
     )
