@@ -15,10 +15,17 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-TOGETHER = ("tests/e2e/", "tests/app/test_demo.py")
+TOGETHER = {
+    "tests/e2e/": "real federations",
+    "tests/app/test_demo.py": "a tiny run",
+    "tests/cli/test_demo.py": "a tiny run",
+}
 """Tests that run one after the other, in one process: they share what takes long to make."""
 
-LONGEST = (*TOGETHER, "tests/strategies/test_crash_schedules.py")
+SPREAD = ("tests/strategies/test_crash_schedules.py", "tests/strategies/test_mutated_replies.py")
+"""Files whose tests may run in several processes; the others share their fixtures in one."""
+
+LONGEST = (*TOGETHER, *SPREAD, "tests/strategies/test_comparators.py", "tests/bench/")
 """What comes first, so that at the end no process works on alone."""
 
 
@@ -45,15 +52,18 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep in one process what shares a federation or a run, when tests are spread over several.
+    """Keep in one process what shares a federation, a run or a fixture.
 
     Marks of pytest-xdist for groups do nothing with the pytest that is pinned here.
     """
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # not by how many tests there are, but as above
+
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((part for part in TOGETHER if nodeid.startswith(part)), nodeid)
+            together = next((t for part, t in TOGETHER.items() if nodeid.startswith(part)), "")
+            return together or (nodeid if nodeid.startswith(SPREAD) else nodeid.split("::")[0])
 
     return Scheduling(config, log)
 

@@ -9,7 +9,6 @@ import pytest
 
 SCRIPT = """
 import sys
-{before}
 from flwr_afuic.models.networks import make_model
 make_model("groupnorm-cnn", channels=1, num_classes=2)
 assert "monai" in sys.modules
@@ -19,12 +18,8 @@ print(CLIPConfig.__name__)
 """
 
 
-@pytest.mark.parametrize(("before", "found"), [("", "False"), ("import transformers", "True")])
-def test_monai_comes_without_transformers_unless_it_is_there_and_it_can_follow(
-    before: str, found: str
-) -> None:
+def test_monai_comes_without_transformers_which_can_follow() -> None:
     pytest.importorskip("transformers")
-    script = SCRIPT.format(before=before)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [found, "CLIPConfig"]
+    assert done.stdout.split() == ["False", "CLIPConfig"]

@@ -32,6 +32,8 @@ class Member:
         Whether its client takes a forget lock along with a training task.
     scores : bool
         Whether its client scores the model on erased data along with a training task.
+    place : int
+        How many members the roster knew before it.
     """
 
     node_id: int
@@ -49,6 +51,7 @@ class Member:
     holds_lock: bool = False
     scores: bool = False
     last_version: int = field(default=-1)
+    place: int = 0
     idle: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
     """Of its roster: members with no message in flight, by node id."""
 
@@ -112,8 +115,9 @@ class Roster:
         for node_id, name in present.items():
             if node_id not in self._members:
                 member = Member(
-                    node_id, name or f"node-{node_id}", authenticated=bool(name), idle=self._idle
-                )
+                    node_id, name or f"node-{node_id}", authenticated=bool(name),
+                    place=len(self._members), idle=self._idle,
+                )  # fmt: skip
                 self._members[node_id] = member
                 self._sites.setdefault(member.site, {})[node_id] = member
                 if member.authenticated:
@@ -144,9 +148,9 @@ class Roster:
 
     def all_of_site(self, site: str) -> list[Member]:
         """Return every node that goes by a site's name, in order of appearance."""
-        # A copy: other threads ask, too. By position, for a node may have come to its name late.
+        # A copy: other threads ask, too. By place, for a node may have come to its name late.
         found = list(self._sites.get(site, {}).values())
-        return found if len(found) < 2 else [m for m in self.members if m in found]
+        return found if len(found) < 2 else sorted(found, key=lambda member: member.place)
 
     def identify(self, member: Member, claimed: str) -> bool:
         """Take a client's word for its site's name, unless the node is authenticated.

@@ -223,9 +223,7 @@ class ErasureDesk:
             if record.request_id in self.kept:
                 groups[wire.KEPT].add(record.request_id)
         news: dict[str, wire.Scalar] = {
-            key: ",".join(sorted(ids))
-            for key, ids in groups.items()
-            if ids or key in _NO_NEWS
+            key: ",".join(sorted(ids)) for key, ids in groups.items() if ids or key in _NO_NEWS
         }
         # Named among the closed as well, which is all that older clients understand.
         failed = {r.request_id: r.failure for r in own if r.failure}

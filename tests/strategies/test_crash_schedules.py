@@ -29,7 +29,7 @@ from tests.strategies.invariants import Judge
 
 SCHEDULES = int(os.environ.get("AFUIC_SCHEDULES", "1000"))
 SHARDS = 4
-STEPS = 4
+STEPS = 3
 
 ALWAYS = ("file", "leave", "repeat", "expire", "cancel", "command", "withdraw", "depart", "return")
 RUNNING = (*ALWAYS, "operator", "release", "reject", "forge", "misbehave", "restart")
