@@ -11,6 +11,8 @@ from typing import Any
 # Before flwr is imported: nothing leaves the machine and nothing is looked up.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+# Before torch is: threads of several test processes would wait for each other, and spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity

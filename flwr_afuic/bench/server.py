@@ -65,9 +65,10 @@ def merge_part(parameters: int, updates: int, repeats: int) -> Timed:
 
     Floors: ``floor`` is one fused multiply-add pass (``acc += weight * update``) per update in
     float32, in PyTorch, in place: read 4, read 4 and write 4 bytes for each parameter and update.
-    ``float64 floor`` is such a pass over as many bytes as float64 sums of float32 updates take,
-    which is what we form: read 4, read 8, write 8 for each parameter and update, and 16 to make
-    the model. Both with one thread and with all, whichever is faster.
+    ``float64 floor`` is such a pass over as many bytes as float64 sums of float32 updates take:
+    read 4, read 8, write 8 for each parameter and update, and 16 to make the model. Both with one
+    thread and with all, whichever is faster. The first update's bytes are its own, as from a
+    network; they are made outside of the time.
     """
     model = generated(parameters)
     update = generated(parameters, seed=1, scale=0.01)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flwr_afuic.federation.chunks import spread
+from flwr_afuic.federation.chunks import SHARED_FROM, spread
+from flwr_afuic.federation.kernels import compiled
 
 _BLOCK = 1 << 13
 """Entries of the matrix that one product takes: so few that BLAS starts no threads of its own."""
@@ -18,7 +20,8 @@ class StackedDirections:
 
     A projection reads the basis twice, piece by piece and in as many threads as there are
     processors: once for the model's coordinates, once for the step. Neither makes a copy of it,
-    and neither depends on the number of threads.
+    and neither depends on the number of threads. Large models are read by compiled code where
+    numba is installed; the sums differ in their last bits from those of BLAS.
     """
 
     def __init__(
@@ -37,7 +40,14 @@ class StackedDirections:
 
         The length is NaN or infinity where an entry is not finite.
         """
+        passes = self._passes(vector)
         found: list[tuple[int, npt.NDArray[np.float64], float]] = []
+
+        def at_once(pieces: Iterator[slice]) -> None:
+            for piece in pieces:
+                sums = np.zeros(len(self.rows) + 1)
+                passes.dots(self.rows, vector, piece.start, piece.stop, sums)
+                found.append((piece.start, sums[:-1], float(sums[-1])))
 
         def work(pieces: Iterator[slice]) -> None:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -49,7 +59,7 @@ class StackedDirections:
                         squares += float(part @ part)
                     found.append((piece.start, reached, squares))
 
-        spread(vector.size, work)
+        spread(vector.size, work if passes is None else at_once)
         found.sort(key=lambda part: part[0])
         total = np.sum([reached for _, reached, _ in found], axis=0)
         return total, float(np.sqrt(sum(squares for _, _, squares in found)))
@@ -61,15 +71,24 @@ class StackedDirections:
         dtype: np.dtype[np.floating],
     ) -> npt.NDArray[np.floating]:
         """Return ``vector + weights @ rows`` as ``dtype``."""
+        passes = self._passes(vector)
         result = np.empty(vector.shape, dtype)
+
+        def at_once(pieces: Iterator[slice]) -> None:
+            for piece in pieces:
+                passes.moved(result, vector, weights, self.rows, piece.start, piece.stop)
 
         def work(pieces: Iterator[slice]) -> None:
             for piece in pieces:
                 for block in self._blocks(piece):
                     result[block] = vector[block] + weights @ self.rows[:, block]
 
-        spread(vector.size, work)
+        spread(vector.size, work if passes is None else at_once, whole_shares=passes is not None)
         return result
+
+    def _passes(self, vector: npt.NDArray[np.float64]) -> Any:
+        """Return compiled passes for a large model, where numba is installed."""
+        return compiled() if vector.size >= SHARED_FROM and vector.flags.c_contiguous else None
 
     def _blocks(self, piece: slice) -> Iterator[slice]:
         step = max(256, _BLOCK // len(self.rows))

@@ -77,7 +77,7 @@ class AsyncStrategy(Strategy):
         Updates whose norm exceeds this multiple of the recent median are quarantined.
     poll_interval : float
         Least seconds between looks for replies. Where nothing has happened for longer, a look
-        comes every twentieth of that time, and at least once a second.
+        comes every tenth of that time, and at least once a second.
     poll_newcomers : bool
         Ask a node who it is, and what it has to say, before its first task (``numpy`` only).
     drain_seconds : float

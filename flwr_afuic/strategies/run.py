@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 VIRTUAL_IDLE_SECONDS = 60.0
 _NODE_REFRESH_SECONDS = 2.0
 _LONGEST_IDLE_SECONDS = 1.0
-_IDLE_SHARE = 0.05  # of the time since anything happened
+_IDLE_SHARE = 0.1  # of the time since anything happened
 
 
 class FederationRun:

@@ -233,7 +233,7 @@ def test_the_longer_nothing_happens_the_less_often_it_looks() -> None:
         run.clock = types.SimpleNamespace(virtual=False, now=lambda: now)
         return run.idle_seconds
 
-    times = (1000.0, 1000.9, 1004.0, 1010.0, 1600.0)
+    times = (1000.0, 1000.4, 1002.0, 1005.0, 1600.0)
     assert [waits(now) for now in times] == pytest.approx([0.05, 0.05, 0.2, 0.5, 1.0])
     run.settings.poll_interval = 3.0
     assert waits(1600.0) == 3.0

@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
         verify_rounds=1,
         buffer_size=1,
         evaluate_every=0,
-        poll_interval=0.2,
+        poll_interval=0.5,
         min_available_nodes=int(context.run_config["sites"]),
         state_dir=str(context.run_config["state-dir"]),
         on_event=on_event,
