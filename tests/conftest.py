@@ -16,6 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import settings
+
+# A machine that is busy for a moment, or code that is compiled at its first call, is no failure.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 TOGETHER = {
     "tests/e2e/": "real federations",
