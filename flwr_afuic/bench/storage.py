@@ -293,4 +293,7 @@ def words(codec: CodecSettings) -> str:
     whose = "each tensor" if codec.unit == "tensor" else "the update"
     budget = f", at most {codec.budget:g} bits an entry in the long run" if codec.budget else ""
     held = f", held at {codec.hold:g}" if codec.hold else ""
-    return f"{codec.lattice}, step {codec.step:g} std of {whose}{held}, {threshold}{budget}"
+    step = f"step {codec.step:g} std of {whose}"
+    if codec.budget and codec.opening:
+        step = f"step of each site's own ({codec.opening:g} bits an entry at first)"
+    return f"{codec.lattice}, {step}{held}, {threshold}{budget}"

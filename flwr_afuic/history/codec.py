@@ -47,7 +47,8 @@ class CodecSettings:
         Lattice of the quantiser; ``none`` stores float32.
     step : float
         Step in standard deviations, ``c``, at least 0.001. The error of a stored entry is
-        ``(c * std)**2`` times the lattice's second moment.
+        ``(c * std)**2`` times the lattice's second moment. Sites that keep a budget start from it;
+        see ``opening``.
     threshold : Threshold
         Which entries are stored. By default all are: what a threshold drops is missing from every
         sum (bias), while the lattice's error is random and averages out.
@@ -63,6 +64,11 @@ class CodecSettings:
         step is made coarser. 0 for no limit.
     credit : float
         How many records' budget a site may spend in advance, as the first ones need most.
+    opening : float
+        Bits an entry that a site's first record takes, where there is a budget: the step that
+        gives them is the site's. Sites whose updates have few large entries are stored finer than
+        at one step for all, and no site's correction is much less exact than another's. 0 for
+        ``step`` itself.
 
     Raises
     ------
@@ -78,6 +84,7 @@ class CodecSettings:
     hold: float = 0.98
     budget: float = 0.9
     credit: float = 3.0
+    opening: float = 1.8
 
     def __post_init__(self) -> None:
         if self.lattice != EXACT:
@@ -88,7 +95,7 @@ class CodecSettings:
             raise ConfigError(f"unit is {self.unit!r}; use 'update' or 'tensor'")
         if not 0 <= self.hold <= 1:
             raise ConfigError(f"hold is {self.hold}; it must be in [0, 1]")
-        for name in ("budget", "credit"):
+        for name in ("budget", "credit", "opening"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.coder not in ("auto", "range", "zstd"):

@@ -99,6 +99,31 @@ def test_a_site_keeps_its_budget_whatever_its_updates_do(store: MemoryStore, gro
     assert float(np.mean(total**2)) == pytest.approx(expected, rel=0.15)
 
 
+def test_each_site_opens_at_the_same_rate_and_keeps_its_step(store: MemoryStore) -> None:
+    codec = CodecSettings(step=0.5, opening=1.5)
+    encoder = RecordEncoder(store, codec)
+    sparse = normal(2)
+    sparse[::3] *= 20
+    steps = {}
+    for site, update in (("flat", normal(1)), ("sparse", sparse)):
+        data = encoder.encode(1, site, [update])
+        assert 8 * len(data) / SIZE == pytest.approx(codec.opening, abs=0.02)
+        steps[site] = decode_record(data).head.step
+        later = decode_record(encoder.encode(2, site, [0.5 * update])).head.step
+        assert later == steps[site]
+    assert steps["sparse"] < 0.8 * steps["flat"], "few large entries: finer at the same rate"
+    alike = RecordEncoder(store, CodecSettings(opening=0.0)).encode(1, "flat", [normal(1)])
+    assert decode_record(alike).head.step == pytest.approx(CodecSettings().step)
+
+
+def test_an_update_of_zeros_opens_too(store: MemoryStore) -> None:
+    encoder = RecordEncoder(store, CodecSettings())
+    nothing = np.zeros(SIZE, np.float32)
+    for number in (1, 2):
+        assert not np.any(decode_record(encoder.encode(number, "a", [nothing])).arrays[0])
+    assert decode_record(encoder.encode(3, "a", [normal(1)])).head.step > 0
+
+
 def test_what_is_too_small_or_exact_is_not_rationed(store: MemoryStore) -> None:
     few = [normal(1, size=SMALLEST_RATIONED - 1)]
     exact = CodecSettings("none")
@@ -108,7 +133,10 @@ def test_what_is_too_small_or_exact_is_not_rationed(store: MemoryStore) -> None:
         assert max(sizes) - min(sizes) < 40
 
 
-def test_a_new_process_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", [FREE, CodecSettings()], ids=["free", "default"])
+def test_a_new_process_goes_on_where_the_last_one_was(
+    tmp_path: Path, codec: CodecSettings
+) -> None:
     def write(store: UpdateStore, recorder: Recorder, version: int) -> None:
         for site, seed in (("a", version), ("b", 50 + version)):
             recorder.add(site, [normal(seed, 1.0 / version)], 1.0)
@@ -117,7 +145,7 @@ def test_a_new_process_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
     def sizes(folder: str, *, reopened: bool) -> list[int]:
         store = DiskStore(tmp_path / folder)
         store.set("seed", 3)
-        settings = RecorderSettings(codec=FREE)
+        settings = RecorderSettings(codec=codec)
         recorder = Recorder(store, settings)
         for version in range(1, 6):
             if reopened:
