@@ -103,7 +103,7 @@ def test_each_site_opens_at_the_same_rate_and_keeps_its_step(store: MemoryStore)
     codec = CodecSettings(step=0.5, opening=1.5)
     encoder = RecordEncoder(store, codec)
     sparse = normal(2)
-    sparse[::3] *= 20
+    sparse[::20] *= 20
     steps = {}
     for site, update in (("flat", normal(1)), ("sparse", sparse)):
         data = encoder.encode(1, site, [update])
@@ -134,9 +134,7 @@ def test_what_is_too_small_or_exact_is_not_rationed(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("codec", [FREE, CodecSettings()], ids=["free", "default"])
-def test_a_new_process_goes_on_where_the_last_one_was(
-    tmp_path: Path, codec: CodecSettings
-) -> None:
+def test_a_new_process_goes_on_where_the_last_one_was(tmp_path: Path, codec: CodecSettings) -> None:
     def write(store: UpdateStore, recorder: Recorder, version: int) -> None:
         for site, seed in (("a", version), ("b", 50 + version)):
             recorder.add(site, [normal(seed, 1.0 / version)], 1.0)
