@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,12 +35,16 @@ class StackedDirections:
         self.rows = rows
         self.offsets = offsets
         self.gram = rows @ rows.T
+        self._block = max(256, _BLOCK // len(rows))
 
     def coordinates(self, vector: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
         """Return ``rows @ vector``, shape (m,), and the vector's length.
 
         The length is NaN or infinity where an entry is not finite.
         """
+        if vector.size <= self._block:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return self.rows @ vector, math.sqrt(vector @ vector)
         passes = self._passes(vector)
         found: list[tuple[int, npt.NDArray[np.float64], float]] = []
 
@@ -71,6 +76,8 @@ class StackedDirections:
         dtype: np.dtype[np.floating],
     ) -> npt.NDArray[np.floating]:
         """Return ``vector + weights @ rows`` as ``dtype``."""
+        if vector.size <= self._block:
+            return (vector + weights @ self.rows).astype(dtype, copy=False)
         passes = self._passes(vector)
         result = np.empty(vector.shape, dtype)
 
@@ -91,6 +98,5 @@ class StackedDirections:
         return compiled() if vector.size >= SHARED_FROM and vector.flags.c_contiguous else None
 
     def _blocks(self, piece: slice) -> Iterator[slice]:
-        step = max(256, _BLOCK // len(self.rows))
-        for start in range(piece.start, piece.stop, step):
-            yield slice(start, min(piece.stop, start + step))
+        for start in range(piece.start, piece.stop, self._block):
+            yield slice(start, min(piece.stop, start + self._block))

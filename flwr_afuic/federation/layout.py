@@ -39,7 +39,7 @@ class ArraySpec:
     @property
     def size(self) -> int:
         """Number of entries."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 def infer_kind(name: str, array: NDArray[Any]) -> ArrayKind:

@@ -177,10 +177,14 @@ class Roster:
         idle = [m for m in self._idle.values() if m.connected and m.not_before <= now]
         return sorted(idle, key=lambda member: (member.site, member.node_id))
 
+    def all_free_of_site(self, site: str) -> list[Member]:
+        """Members of a site that may be sent a message now, in order of node id."""
+        found = [member for member in self.all_of_site(site) if self.is_free(member)]
+        return sorted(found, key=lambda member: member.node_id)
+
     def free_of_site(self, site: str) -> Member | None:
         """Return a member of a site that may be sent a message now, or None."""
-        found = [member for member in self.all_of_site(site) if self.is_free(member)]
-        return min(found, key=lambda member: member.node_id, default=None)
+        return next(iter(self.all_free_of_site(site)), None)
 
     def is_free(self, member: Member) -> bool:
         """Whether a member may be sent a message now."""

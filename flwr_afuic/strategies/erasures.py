@@ -240,29 +240,43 @@ class ErasureHooks(RunHooks):
 
     def before_dispatch(self) -> None:
         """Move every request as far as it can go now."""
+        durable = self.run.durability is not None
         with self._lock:
-            self.commands.take()
-            # What is open comes before further looks at what is completed.
-            for record in sorted(self.book, key=lambda record: not record.open):
-                if not record.leader:
-                    self._advance(record)
-                if record.open:
-                    self._give_up_if_gone(record)
-                else:
-                    self._tell_released(record)
+            if durable:
+                self.commands.take()
+            if len(self.book):
+                self._move_all()
             self._commit()
-            if self.certification.finish():
+            if durable and self.certification.finish():
                 self._commit()
 
+    def _move_all(self) -> None:
+        """Move what is open; then look further at what is completed."""
+        moving: list[ErasureRecord] = []
+        closed: list[ErasureRecord] = []
+        for record in self.book:
+            (moving if record.open else closed).append(record)
+        for record in moving + closed:
+            self._move_on(record)
+
+    def _move_on(self, record: ErasureRecord) -> None:
+        if not record.leader:
+            self._advance(record)
+        if record.open:
+            self._give_up_if_gone(record)
+        else:
+            self._tell_released(record)
+
     def _advance(self, record: ErasureRecord) -> None:
-        if record.state is State.RECEIVED:
+        state = record.state
+        if state is State.VERIFYING or state is State.COMPLETED:
+            self.verification.try_send(record)
+        elif state is State.RECEIVED:
             if record.request_id not in self.opened:
                 self._open(record)
             self.tasks.try_dispatch(record)
-        elif record.state in (State.UNLEARNED, State.HELD):
+        elif state is State.UNLEARNED or state is State.HELD:
             self.merging.try_merge(record)
-        elif record.state in (State.VERIFYING, State.COMPLETED):
-            self.verification.try_send(record)
 
     def on_reply(self, task: Task, message: Message) -> None:
         """Handle the reply to an unlearning or a verification, and what else it reports."""
@@ -305,12 +319,13 @@ class ErasureHooks(RunHooks):
 
     def _give_up_if_gone(self, record: ErasureRecord) -> None:
         """Close a request whose site has not answered for too long while it was asked to."""
-        attempt = self.desk.attempts.get(record.request_id)
+        attempt = self.desk.attempts.get(record.notice.request_id)
         if attempt is None:
             return  # another request of the site comes first
         now, limit = self.run.clock.now(), self.settings.site_timeout
         if not self._waits_for_site(record, attempt):
             attempt.since = now
+            return
         if now - attempt.since < limit or self.desk.busy(record.site):
             return  # a task in flight has a deadline of its own
         text = f"no usable word from the site for {limit:g} s"
@@ -332,10 +347,10 @@ class ErasureHooks(RunHooks):
 
         Once, and again, a bounded number of times, until it has taken its certificate.
         """
-        times = self._told.get(record.request_id, 0)
-        if self.may_train(record.site) or times >= self.settings.max_attempts:
-            return
+        times = self._told.get(record.notice.request_id, 0)
         if times and not self.certification.owes(record):
+            return
+        if self.may_train(record.site) or times >= self.settings.max_attempts:
             return
         member = self.desk.free_member(record.site)
         speaks = record.filed_by == "site" or bool(record.evidence)

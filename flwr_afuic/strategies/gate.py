@@ -172,11 +172,10 @@ class FidelityGate:
     def ask(self, case: GateCase) -> None:
         """Send what the retained sites have yet to score to those that are free."""
         run = self._run
-        for member in run.roster.free():
-            waiting = case.asked.get(member.site)
-            if not waiting or not run.hooks.may_train(member.site):
-                continue
-            name = waiting[0]
+        sites = [site for site, waiting in sorted(case.asked.items()) if waiting]
+        allowed = (site for site in sites if run.hooks.may_train(site))
+        for member in [m for site in allowed for m in run.roster.all_free_of_site(site)]:
+            name = case.asked[member.site][0]
             config = run.config_for(member, "evaluate", {})
             task = Task(member, "gate", run.version, run.round, request_id=case.request_id)
             task.note = name
@@ -209,8 +208,7 @@ class FidelityGate:
                 return self._judged(float(case.job.result()), case.judge)
             except Exception as error:  # noqa: BLE001 - user code failed; somebody must look
                 return GateVerdict(None, f"{case.judge} failed: {error}", held=True)
-        connected = {member.site for member in self._run.retained() if member.connected}
-        for site in [site for site, left in case.asked.items() if left and site not in connected]:
+        for site in [s for s, left in case.asked.items() if left and not self._may_answer(s)]:
             del case.asked[site]
             case.scores = {key: value for key, value in case.scores.items() if key[0] != site}
         if any(case.asked.values()):
@@ -218,6 +216,11 @@ class FidelityGate:
         if not case.scores:
             return GateVerdict(None, case.judge, held=False)
         return self._judged(_mean(case, "before") - _mean(case, "after"), case.judge)
+
+    def _may_answer(self, site: str) -> bool:
+        roster = self._run.roster
+        there = (m.connected and roster.healthy(m) for m in roster.all_of_site(site))
+        return self._run.hooks.may_train(site) and any(there)
 
     def _judged(self, cost: float, judge: str) -> GateVerdict:
         # Written so that a cost that is no number is held, too.
