@@ -289,7 +289,7 @@ def _least_distance_weights(
         Non-negative; None where the constraints contradict each other.
     """
     if len(needed) == 1:  # one erasure, as nearly always
-        return needed / gram[0]
+        return np.divide(needed, gram[0], dtype=np.float64)
     values, vectors = np.linalg.eigh(gram)
     kept = values > 1e-12 * values[-1]
     root = vectors[:, kept] * np.sqrt(values[kept])  # gram = root @ root.T, shape (m, r)

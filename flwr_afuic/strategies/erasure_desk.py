@@ -195,10 +195,7 @@ class ErasureDesk:
 
     def busy(self, site: str) -> bool:
         """Whether a connected node of the site has a task in flight, which has its own deadline."""
-        for member in self.run.roster.all_of_site(site):
-            if member.connected and member.busy:
-                return True
-        return False
+        return any(m.connected and m.busy for m in self.run.roster.all_of_site(site))
 
     def poll(self, member: Member) -> bool:
         """Ask a node who it is, and tell it what became of its requests."""
