@@ -17,8 +17,8 @@ demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
 deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends with a verified certificate
 	$(BIN)/python examples/hospitals/federation.py demo --folder runs/hospitals $(ARGS)
 
-test: lint ## lint, types and the whole test suite; one of three processes mostly waits for real federations
-	$(BIN)/pytest -n 4 --durations 10 $(ARGS)
+test: lint ## lint, types and the whole test suite; of its three processes one often waits for real federations
+	$(BIN)/pytest -n 3 --durations 10 $(ARGS)
 
 test-e2e: $(STAMP) ## of `make test`, the real Flower processes alone: with TLS, killed at six steps of an erasure
 	$(BIN)/pytest -n 0 -v tests/e2e $(ARGS)

@@ -13,6 +13,9 @@ from flwr_afuic.calibration.pinned import PinnedSubspaces
 from flwr_afuic.calibration.stacked import StackedDirections
 from flwr_afuic.errors import ConfigError, LayoutError
 
+_NO_WAY_OUT = 1e-12
+"""Squared length of a unit direction within a pinned subspace: of it, only rounding is left."""
+
 FloatArray = npt.NDArray[np.floating]
 
 
@@ -288,7 +291,7 @@ def _least_distance_weights(
     ndarray, shape (m,), or None
         Non-negative; None where the constraints contradict each other.
     """
-    if len(needed) == 1:  # one erasure, as nearly always
+    if len(needed) == 1 and gram[0, 0] > _NO_WAY_OUT:  # one erasure, as nearly always
         return np.divide(needed, gram[0], dtype=np.float64)
     values, vectors = np.linalg.eigh(gram)
     kept = values > 1e-12 * values[-1]
