@@ -71,6 +71,9 @@ def flower_reply(record: ArrayRecord, examples: int) -> RecordDict:
     return RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})})
 
 
+_REST = 0.3  # seconds; OpenBLAS keeps threads awake for a tenth of one and more
+
+
 def interleaved(
     works: dict[str, Callable[[], object]],
     repeats: int,
@@ -80,6 +83,7 @@ def interleaved(
     """Return the least seconds that each piece of work took, all of them run in turn.
 
     In turn, and the least, so that what else goes on in the machine counts as little as can be.
+    Before each is a rest: threads of BLAS keep a processor busy for a while after their work.
     What is ``prepared`` for a piece of work is called before it, outside of its time, and what it
     returns is let go after it.
     """
@@ -89,6 +93,7 @@ def interleaved(
         for name, work in works.items():
             if name in before:
                 before[name]()
+            time.sleep(_REST)
             began = time.perf_counter()
             result = work()
             if number >= warmup:

@@ -139,18 +139,22 @@ class RelearningLock:
         vector = self._vector("w", w)
         return {k: float(vector @ self._directions[k]) - self._offsets[k] for k in self.keys}
 
-    def project(self, w: FloatArray) -> FloatArray:
+    def project(self, w: FloatArray, *, into: FloatArray | None = None) -> FloatArray:
         """Nearest point to ``w`` that every lock allows.
 
         Parameters
         ----------
         w : ndarray, shape (p,)
+        into : ndarray, shape (p,), dtype of ``w``, optional
+            Where the point is written if it is not ``w``; may be a view of ``w``. Left as it is if
+            an error is raised. By default memory of its own, which large models take longer to
+            get than to fill.
 
         Returns
         -------
         ndarray, shape (p,), dtype of ``w``
-            ``w`` itself, the very same array, where nothing is violated. Constraints hold up to
-            the rounding of ``w``'s dtype.
+            ``w`` itself, the very same array, where nothing is violated, else ``into`` or a new
+            array. Constraints hold up to the rounding of ``w``'s dtype.
 
         Raises
         ------
@@ -162,7 +166,11 @@ class RelearningLock:
         if not len(self):
             return w
         if len(self.pinned):
-            return self._project_pinned(w)
+            found = self._project_pinned(w)
+            if into is None or found is w:
+                return found
+            into[...] = found
+            return into
         basis = self._stacked()
         vector = self._shaped("w", w)
         reached, length = basis.coordinates(vector)
@@ -178,7 +186,7 @@ class RelearningLock:
                 f"the locks {', '.join(basis.keys)} contradict each other: no model satisfies "
                 "them all; remove one"
             )
-        return basis.moved(vector, weights, w.dtype)
+        return basis.moved(vector, weights, np.empty_like(w) if into is None else into)
 
     def _project_pinned(self, w: FloatArray) -> FloatArray:
         """Project where subspaces are pinned, too."""

@@ -73,13 +73,13 @@ class StackedDirections:
         self,
         vector: npt.NDArray[np.float64],
         weights: npt.NDArray[np.float64],
-        dtype: np.dtype[np.floating],
+        result: npt.NDArray[np.floating],
     ) -> npt.NDArray[np.floating]:
-        """Return ``vector + weights @ rows`` as ``dtype``."""
+        """Write ``vector + weights @ rows`` to ``result``, which may be ``vector``; return it."""
         if vector.size <= self._block:
-            return (vector + weights @ self.rows).astype(dtype, copy=False)
+            result[...] = vector + weights @ self.rows
+            return result
         passes = self._passes(vector)
-        result = np.empty(vector.shape, dtype)
 
         def at_once(pieces: Iterator[slice]) -> None:
             for piece in pieces:

@@ -82,6 +82,38 @@ def _square_block(array: NDArray[Any], zero: Any) -> float:
     return total
 
 
+def _dots_of_eight(
+    found: NDArray[Any], flat: NDArray[Any], at: int, size: int, x: NDArray[Any]
+) -> None:
+    n = x.size
+    a: Any = flat[at : at + n]
+    b: Any = flat[at + size : at + size + n]
+    c: Any = flat[at + 2 * size : at + 2 * size + n]
+    d: Any = flat[at + 3 * size : at + 3 * size + n]
+    e: Any = flat[at + 4 * size : at + 4 * size + n]
+    f: Any = flat[at + 5 * size : at + 5 * size + n]
+    g: Any = flat[at + 6 * size : at + 6 * size + n]
+    h: Any = flat[at + 7 * size : at + 7 * size + n]
+    sa, sb, sc, sd, se, sf, sg, sh = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(n):
+        sa += a[i] * x[i]
+        sb += b[i] * x[i]
+        sc += c[i] * x[i]
+        sd += d[i] * x[i]
+        se += e[i] * x[i]
+        sf += f[i] * x[i]
+        sg += g[i] * x[i]
+        sh += h[i] * x[i]
+    found[0] += sa
+    found[1] += sb
+    found[2] += sc
+    found[3] += sd
+    found[4] += se
+    found[5] += sf
+    found[6] += sg
+    found[7] += sh
+
+
 def _dots(
     rows: NDArray[Any], vector: NDArray[Any], start: int, stop: int, found: NDArray[Any]
 ) -> None:
@@ -93,23 +125,9 @@ def _dots(
         for i in range(n):
             squares += x[i] * x[i]
         found[-1] += squares
-        while r + 4 <= count:  # four rows at once: the memory brings several streams sooner
-            at = r * size + first
-            a: Any = flat[at : at + n]
-            b: Any = flat[at + size : at + size + n]
-            c: Any = flat[at + 2 * size : at + 2 * size + n]
-            d: Any = flat[at + 3 * size : at + 3 * size + n]
-            sa, sb, sc, sd = 0.0, 0.0, 0.0, 0.0
-            for i in range(n):
-                sa += a[i] * x[i]
-                sb += b[i] * x[i]
-                sc += c[i] * x[i]
-                sd += d[i] * x[i]
-            found[r] += sa
-            found[r + 1] += sb
-            found[r + 2] += sc
-            found[r + 3] += sd
-            r += 4
+        while r + 8 <= count:  # the memory brings several streams sooner than one
+            _dots8(found[r : r + 8], flat, r * size + first, size, x)
+            r += 8
         while r < count:
             at, total = r * size + first, 0.0
             row: Any = flat[at : at + n]
@@ -119,13 +137,23 @@ def _dots(
             r += 1
 
 
-def _add_four(
-    total: NDArray[Any], a: NDArray[Any], b: NDArray[Any], c: NDArray[Any], d: NDArray[Any],
-    weights: NDArray[Any],
-) -> None:  # fmt: skip
+def _add_eight(
+    total: NDArray[Any], flat: NDArray[Any], at: int, size: int, weights: NDArray[Any]
+) -> None:
+    n = total.size
+    a: Any = flat[at : at + n]
+    b: Any = flat[at + size : at + size + n]
+    c: Any = flat[at + 2 * size : at + 2 * size + n]
+    d: Any = flat[at + 3 * size : at + 3 * size + n]
+    e: Any = flat[at + 4 * size : at + 4 * size + n]
+    f: Any = flat[at + 5 * size : at + 5 * size + n]
+    g: Any = flat[at + 6 * size : at + 6 * size + n]
+    h: Any = flat[at + 7 * size : at + 7 * size + n]
     wa, wb, wc, wd = weights[0], weights[1], weights[2], weights[3]
-    for i in range(a.size):
-        total[i] += (wa * a[i] + wb * b[i]) + (wc * c[i] + wd * d[i])
+    we, wf, wg, wh = weights[4], weights[5], weights[6], weights[7]
+    for i in range(n):
+        left = (wa * a[i] + wb * b[i]) + (wc * c[i] + wd * d[i])
+        total[i] += left + ((we * e[i] + wf * f[i]) + (wg * g[i] + wh * h[i]))
 
 
 def _moved(
@@ -134,20 +162,16 @@ def _moved(
 ) -> None:  # fmt: skip
     flat = rows.reshape(-1)
     size, count = vector.size, rows.shape[0]
-    total = np.empty(_BLOCK)
+    scratch = np.empty(_BLOCK)
     for first in range(start, stop, _BLOCK):
         x: Any = vector[first : min(stop, first + _BLOCK)]
         n, r = x.size, 0
+        total: Any = scratch[:n]
         for i in range(n):
             total[i] = x[i]
-        while r + 4 <= count:
-            at = r * size + first
-            a: Any = flat[at : at + n]
-            b: Any = flat[at + size : at + size + n]
-            c: Any = flat[at + 2 * size : at + 2 * size + n]
-            d: Any = flat[at + 3 * size : at + 3 * size + n]
-            _add(total, a, b, c, d, weights[r : r + 4])
-            r += 4
+        while r + 8 <= count:
+            _add8(total, flat, r * size + first, size, weights[r : r + 8])
+            r += 8
         while r < count:
             at = r * size + first
             row: Any = flat[at : at + n]
@@ -163,7 +187,7 @@ weigh, pair, fold = _compile(_weigh), _compile(_pair), _compile(_fold)
 step, finish = _compile(_step), _compile(_finish)
 # The terms of a block may be added in any order, so that several are at once.
 _reorder = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-_add = _reorder(_add_four)
+_add8, _dots8 = _reorder(_add_eight), _reorder(_dots_of_eight)
 _block, dots = _reorder(_square_block), _reorder(_dots)
 moved = _reorder(_moved)
 

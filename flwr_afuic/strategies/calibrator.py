@@ -173,13 +173,15 @@ class Calibrator:
     def allowed(self, vector: Vector) -> Vector:
         """Return the nearest model every erasure's lock allows: ``vector`` itself where it is one.
 
+        Else it is a view of ``vector``, which is overwritten.
+
         Two erasures may leave no model between them, if a site answers with the opposite of
         another's delta. The later lock then goes, and the journal says so: a half-space held
         by one site must not end everybody's training.
         """
         while len(self.lock):
             try:
-                return np.asarray(self.lock.project(vector), dtype=np.float64)
+                return np.asarray(self.lock.project(vector, into=vector[:]), dtype=np.float64)
             except ConfigError as error:
                 dropped = self._held.pop()
                 self.lock.remove(dropped)

@@ -166,3 +166,28 @@ def test_what_does_not_fit_is_refused():
         RelearningLock.from_state({**state, "offsets": np.zeros(2)})
     with pytest.raises(LayoutError, match="finite"):
         RelearningLock.from_state({**state, "offsets": np.array([np.inf])})
+
+
+def test_the_nearest_point_is_written_where_it_is_wanted_also_over_the_point_itself():
+    rng = np.random.default_rng(5)
+    lock = RelearningLock()
+    lock.add("a", rng.normal(size=6), np.zeros(6))
+    lock.add("b", rng.normal(size=6), np.ones(6))
+    outside = -10.0 * (lock.held("a")[0] + lock.held("b")[0])
+    expected, place = lock.project(outside), np.zeros(6)
+    assert lock.project(outside, into=place) is place
+    np.testing.assert_array_equal(place, expected)
+    view = outside[:]
+    assert lock.project(outside, into=view) is view
+    np.testing.assert_array_equal(outside, expected)
+    assert lock.project(outside, into=place) is outside, "nothing is violated"
+
+
+def test_locks_that_contradict_each_other_write_nothing():
+    lock = RelearningLock()
+    lock.add("a", np.array([1.0, 0.0]), np.array([1.0, 0.0]))
+    lock.add("b", np.array([-1.0, 0.0]), np.array([-1.0, 0.0]))
+    point = np.array([0.0, 3.0])
+    with pytest.raises(ConfigError, match="contradict"):
+        lock.project(point, into=point)
+    assert point.tolist() == [0.0, 3.0]

@@ -12,7 +12,7 @@ from flwr_afuic import wire
 from flwr_afuic.clients import ErasureClient, open_inbox
 from flwr_afuic.unlearning.level import ForgetScore
 
-SECONDS = 8.0  # of training: what idles leaves the machine to what is tested
+SECONDS = 16.0  # of training: what idles leaves the machine to what is tested
 
 
 class Site(ErasureClient):
