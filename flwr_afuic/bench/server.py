@@ -159,8 +159,8 @@ def _floors(model: Model, update: Model, updates: int) -> dict[str, Callable[[],
 def lock_part(parameters: int, rank: int, repeats: int) -> Timed:
     """Time the projection onto locks that are violated, beside two passes over their basis.
 
-    A pass is one multiply-add for each entry of the basis, in BLAS, reading it once. Where locks are
-    violated, the result goes to memory that is there, as in the engine.
+    A pass is one multiply-add for each entry of the basis, in BLAS, reading it once. Where locks
+    are violated, the result goes to memory that is there, as in the engine.
     """
     rng = np.random.default_rng(0)
     lock, origin = RelearningLock(), np.zeros(parameters)

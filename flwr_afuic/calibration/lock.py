@@ -300,7 +300,8 @@ def _least_distance_weights(
         Non-negative; None where the constraints contradict each other.
     """
     if len(needed) == 1 and gram[0, 0] > _NO_WAY_OUT:  # one erasure, as nearly always
-        return np.divide(needed, gram[0], dtype=np.float64)
+        alone: npt.NDArray[np.float64] = needed / gram[0]
+        return alone
     values, vectors = np.linalg.eigh(gram)
     kept = values > 1e-12 * values[-1]
     root = vectors[:, kept] * np.sqrt(values[kept])  # gram = root @ root.T, shape (m, r)

@@ -180,7 +180,9 @@ def test_the_nearest_point_is_written_where_it_is_wanted_also_over_the_point_its
     view = outside[:]
     assert lock.project(outside, into=view) is view
     np.testing.assert_array_equal(outside, expected)
-    assert lock.project(outside, into=place) is outside, "nothing is violated"
+    inside = expected + lock.held("a")[0] + lock.held("b")[0]
+    assert lock.project(inside, into=place) is inside, "nothing is violated"
+    np.testing.assert_array_equal(place, expected)
 
 
 def test_locks_that_contradict_each_other_write_nothing():
