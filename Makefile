@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 ARGS ?=
 
+# What is compiled is kept: tests start hundreds of processes, and each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo deploy-demo test test-e2e test-crash lint figures clean
 .DELETE_ON_ERROR:
 
