@@ -20,11 +20,11 @@ demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
 deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends with a verified certificate
 	$(BIN)/python examples/hospitals/federation.py demo --folder runs/hospitals $(ARGS)
 
-test: lint ## lint, types and the whole test suite; of its three processes one often waits for real federations
+test: lint ## lint, types and the test suite; of its three processes one often waits for others that it started
 	$(BIN)/pytest -n 3 --durations 10 $(ARGS)
 
-test-e2e: $(STAMP) ## of `make test`, the real Flower processes alone: with TLS, killed at six steps of an erasure
-	$(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
+test-e2e: $(STAMP) ## real Flower processes with TLS, killed at six steps of an erasure
+	AFUIC_E2E=1 $(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
 
 test-crash: $(STAMP) ## real processes killed at every step of an erasure, about an hour
 	$(BIN)/pytest -n 0 -m crash -v tests/e2e $(ARGS)

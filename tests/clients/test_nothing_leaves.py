@@ -85,7 +85,8 @@ def secrets(site):
         marks = [row[0] for row in connection.execute("SELECT mark FROM erased")]
     connection.close()
     lists = ["\n".join(ERASED), ",".join(ERASED), json.dumps(ERASED), json.dumps(IDS)]
-    texts = [*IDS, NOTE, *NOTE.split(), *lists, str(site.inbox.path)]
+    words = [word for word in NOTE.split() if len(word) > 3]  # "on" is in many a hash
+    texts = [*IDS, NOTE, *words, *lists, str(site.inbox.path)]
     for text in texts:
         yield from encodings(text.encode())
         variants = [text.encode(), json.dumps(text).encode()]

@@ -38,7 +38,12 @@ class Cluster:
     """One federation and what a test does to it."""
 
     def __init__(
-        self, folder: Path, names: tuple[str, ...] = NAMES, *, reference: bool = False
+        self,
+        folder: Path,
+        names: tuple[str, ...] = NAMES,
+        *,
+        reference: bool = False,
+        training_seconds: float = 16.0,
     ) -> None:
         self._reference = reference
         self.federation = machines.prepare(folder, names)
@@ -49,6 +54,7 @@ class Cluster:
         self._filed: dict[str, int] = dict.fromkeys(names, 0)
         self._versions: dict[int, str] = {}
         os.environ[VARIABLE] = str(self.hold_folder)  # every service inherits it
+        os.environ["CRASHES_SECONDS"] = str(training_seconds)
 
     # ---- services ------------------------------------------------------------------
 
@@ -96,7 +102,8 @@ class Cluster:
         for hold in self.hold_folder.glob("hold-*"):
             hold.unlink()
         self.services.stop()
-        os.environ.pop(VARIABLE, None)
+        for name in (VARIABLE, "CRASHES_SECONDS"):
+            os.environ.pop(name, None)
 
     # ---- kill -9 -------------------------------------------------------------------
 

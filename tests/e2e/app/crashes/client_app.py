@@ -1,5 +1,6 @@
 """A scripted site: its training adds to the first weight, its erasure to the site's own."""
 
+import os
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from flwr_afuic import wire
 from flwr_afuic.clients import ErasureClient, open_inbox
 from flwr_afuic.unlearning.level import ForgetScore
 
-SECONDS = 16.0  # of training: what idles leaves the machine to what is tested
+SECONDS = float(os.environ["CRASHES_SECONDS"])
+"""Of training: what idles leaves the machine to what is tested."""
 
 
 class Site(ErasureClient):
