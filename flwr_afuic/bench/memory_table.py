@@ -35,7 +35,6 @@ _BOUNDS = {
 }
 _SCORES = ("test", "backdoor_success", "distance", "average_gap")
 _ROUNDING = 1e-9
-_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,9 @@ def _of_dataset(dataset: str, found: dict[str, float], runs: Sequence[Result]) -
         )  # fmt: skip
     judged.append(
         Judged(
-            dataset, "average gap to retraining after recovery", f"{ours:.4f}",
-            f"<= {plain:.4f}, uncompressed (or the floor, {floor:.4f}); by seed {_paired(runs)}",
-            # As printed: one image moves the average gap by .0001 or more.
-            round(ours, _DIGITS) <= round(max(plain, floor), _DIGITS),
+            dataset, "average gap to retraining after recovery", f"{ours:.5f}",
+            f"<= {plain:.5f}, uncompressed (or the floor, {floor:.5f}); by seed {_paired(runs)}",
+            ours <= max(plain, floor) + _ROUNDING,
         )
     )  # fmt: skip
     return judged

@@ -147,8 +147,7 @@ class RelearningLock:
         w : ndarray, shape (p,)
         into : ndarray, shape (p,), dtype of ``w``, optional
             Where the point is written if it is not ``w``; may be a view of ``w``. Left as it is if
-            an error is raised. By default memory of its own, which large models take longer to
-            get than to fill.
+            an error is raised. By default new memory.
 
         Returns
         -------

@@ -82,18 +82,27 @@ def _square_block(array: NDArray[Any], zero: Any) -> float:
     return total
 
 
+def _eight_rows(flat: NDArray[Any], at: int, size: int, n: int) -> Any:
+    return (
+        flat[at : at + n],
+        flat[at + size : at + size + n],
+        flat[at + 2 * size : at + 2 * size + n],
+        flat[at + 3 * size : at + 3 * size + n],
+        flat[at + 4 * size : at + 4 * size + n],
+        flat[at + 5 * size : at + 5 * size + n],
+        flat[at + 6 * size : at + 6 * size + n],
+        flat[at + 7 * size : at + 7 * size + n],
+    )
+
+
+_rows8 = numba.njit(inline="always")(_eight_rows)
+
+
 def _dots_of_eight(
     found: NDArray[Any], flat: NDArray[Any], at: int, size: int, x: NDArray[Any]
 ) -> None:
     n = x.size
-    a: Any = flat[at : at + n]
-    b: Any = flat[at + size : at + size + n]
-    c: Any = flat[at + 2 * size : at + 2 * size + n]
-    d: Any = flat[at + 3 * size : at + 3 * size + n]
-    e: Any = flat[at + 4 * size : at + 4 * size + n]
-    f: Any = flat[at + 5 * size : at + 5 * size + n]
-    g: Any = flat[at + 6 * size : at + 6 * size + n]
-    h: Any = flat[at + 7 * size : at + 7 * size + n]
+    a, b, c, d, e, f, g, h = _rows8(flat, at, size, n)
     sa, sb, sc, sd, se, sf, sg, sh = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(n):
         sa += a[i] * x[i]
@@ -141,14 +150,7 @@ def _add_eight(
     total: NDArray[Any], flat: NDArray[Any], at: int, size: int, weights: NDArray[Any]
 ) -> None:
     n = total.size
-    a: Any = flat[at : at + n]
-    b: Any = flat[at + size : at + size + n]
-    c: Any = flat[at + 2 * size : at + 2 * size + n]
-    d: Any = flat[at + 3 * size : at + 3 * size + n]
-    e: Any = flat[at + 4 * size : at + 4 * size + n]
-    f: Any = flat[at + 5 * size : at + 5 * size + n]
-    g: Any = flat[at + 6 * size : at + 6 * size + n]
-    h: Any = flat[at + 7 * size : at + 7 * size + n]
+    a, b, c, d, e, f, g, h = _rows8(flat, at, size, n)
     wa, wb, wc, wd = weights[0], weights[1], weights[2], weights[3]
     we, wf, wg, wh = weights[4], weights[5], weights[6], weights[7]
     for i in range(n):

@@ -81,6 +81,7 @@ class RecordEncoder:
         if settings.lattice == EXACT or not (settings.hold or settings.budget):
             return encode_update(arrays, settings, key, factor=factor)
         known = self._known(site)
+        opened = any(known.units)
         held = [settings.hold * unit for unit in known.units]
         flat = [np.asarray(array, np.float32).reshape(-1) for array in arrays]
         known.units = units(
@@ -96,7 +97,7 @@ class RecordEncoder:
             own = replace(settings, step=known.step)
             return encode_update(arrays, own, key, factor=factor, least=least)
 
-        if rationed and settings.opening and not known.records:
+        if rationed and settings.opening and not opened and any(known.units):
             self._open(known, encoded, entries)
         record = self._rationed(known, encoded, entries) if rationed else encoded(1.0)
         # A tensor of zeros has no unit and keeps that of before.

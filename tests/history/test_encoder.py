@@ -116,12 +116,15 @@ def test_each_site_opens_at_the_same_rate_and_keeps_its_step(store: MemoryStore)
     assert decode_record(alike).head.step == pytest.approx(CodecSettings().step)
 
 
-def test_an_update_of_zeros_opens_too(store: MemoryStore) -> None:
-    encoder = RecordEncoder(store, CodecSettings())
+def test_a_site_opens_with_its_first_update_that_is_not_zero(store: MemoryStore) -> None:
+    codec = CodecSettings()
+    encoder = RecordEncoder(store, codec)
     nothing = np.zeros(SIZE, np.float32)
     for number in (1, 2):
         assert not np.any(decode_record(encoder.encode(number, "a", [nothing])).arrays[0])
-    assert decode_record(encoder.encode(3, "a", [normal(1)])).head.step > 0
+    assert 8 * len(encoder.encode(3, "a", [normal(1)])) / SIZE == pytest.approx(
+        codec.opening, abs=0.02
+    )
 
 
 def test_what_is_too_small_or_exact_is_not_rationed(store: MemoryStore) -> None:
