@@ -11,7 +11,7 @@ ARGS ?=
 # What is compiled is kept: tests start hundreds of processes, and each would compile it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo deploy-demo test test-e2e test-crash lint figures clean
+.PHONY: demo deploy-demo test suite test-e2e test-crash lint figures clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
@@ -20,11 +20,14 @@ demo: $(STAMP) ## a federation of hospitals, an erasure in the middle, a report
 deploy-demo: $(STAMP) ## SuperLink and four SuperNodes with TLS; an erasure ends with a verified certificate
 	$(BIN)/python examples/hospitals/federation.py demo --folder runs/hospitals $(ARGS)
 
-test: lint ## lint, types and the test suite; of its three processes one often waits for others that it started
+test: $(STAMP) ## lint, types and the test suite
+	$(MAKE) --jobs 2 lint suite
+
+suite: $(STAMP) ## unit, property, golden and end-to-end tests; of three processes one often waits for those it started
 	$(BIN)/pytest -n 3 --durations 10 $(ARGS)
 
-test-e2e: $(STAMP) ## real Flower processes with TLS, killed at six steps of an erasure
-	AFUIC_E2E=1 $(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
+test-e2e: $(STAMP) ## only real Flower processes with TLS, killed at six steps of an erasure
+	$(BIN)/pytest -n 0 -v tests/e2e $(ARGS)
 
 test-crash: $(STAMP) ## real processes killed at every step of an erasure, about an hour
 	$(BIN)/pytest -n 0 -m crash -v tests/e2e $(ARGS)

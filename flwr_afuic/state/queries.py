@@ -221,6 +221,12 @@ def certificates(connection: sqlite3.Connection) -> list[CertificateRow]:
     return [CertificateRow(*row) for row in rows]
 
 
+def issues(connection: sqlite3.Connection, request_id: str) -> int:
+    """Return how many certificates a request has."""
+    counted = "SELECT COUNT(*) FROM certificate WHERE request_id = ?"
+    return int(connection.execute(counted, (request_id,)).fetchone()[0])
+
+
 def newest_certificate(connection: sqlite3.Connection, request_id: str) -> CertificateRow | None:
     """Return a request's certificate of the highest issue, or None."""
     row = connection.execute(

@@ -90,6 +90,11 @@ class Reader:
         with self._using() as connection:
             return queries.certificates(connection)
 
+    def issues(self, request_id: str) -> int:
+        """How many certificates a request has."""
+        with self._using() as connection:
+            return queries.issues(connection, request_id)
+
     def commands(self) -> list[Command]:
         """All commands in the order they were filed."""
         with self._using() as connection:

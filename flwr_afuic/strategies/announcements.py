@@ -62,17 +62,15 @@ class Announcements:
     def certificate(self, request_id: str) -> tuple[bytes, str, str] | None:
         """Return the newest certificate of a request: its bytes, its signature, ``id-issue``."""
         known = self._certificates.get(request_id)
-        if known is None or known[3] != self._issued(request_id):
+        issues = self._store.issues(request_id)
+        if known is None or known[3] != issues:
             found = self._store.certificate(request_id)
             if found is None:
                 return None
             document, signature, path = found
-            known = (document, signature, path.stem, self._issued(request_id))
+            known = (document, signature, path.stem, issues)
             self._certificates[request_id] = known
         return known[:3]
-
-    def _issued(self, request_id: str) -> int:
-        return sum(row.request_id == request_id for row in self._store.certificates())
 
 
 def _genuine(head: Head) -> bool:

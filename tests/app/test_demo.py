@@ -144,7 +144,7 @@ from flwr_afuic.errors import FederationError
 def main(grid):
     raise FederationError("the server gave up")
 if __name__ == "__main__":
-    run_engine("simulation", main, make_client_app(tiny.settings(), tiny.data_file().parent), 2)
+    run_engine("simulation", main, make_client_app(tiny.settings(), tiny.data_file().parent), 1)
 """
 
 

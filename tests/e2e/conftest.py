@@ -5,7 +5,6 @@ It ends with them: it trains on, and would take its share of the processors from
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -15,15 +14,10 @@ from tests.e2e.harness import Cluster
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests out unless they are asked for.
-
-    `make test-crash` asks for those marked so, `make test-e2e` for the others that start real
-    processes: with them the whole suite takes longer than the twenty minutes it may.
-    """
+    """Leave out what takes most of an hour, unless it is asked for (`make test-crash`)."""
     if "crash" in config.getoption("-m"):
         return
-    left_out = {"crash"} if os.environ.get("AFUIC_E2E") else {"crash", "slow"}
-    long = [i for i in items if "e2e" in i.path.parts and left_out & set(i.keywords)]
+    long = [item for item in items if "crash" in item.keywords]
     if long:
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)

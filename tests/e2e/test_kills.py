@@ -30,11 +30,13 @@ def test_the_superlink_is_killed_at_the_dispatch_and_at_the_end(cluster):
 
 
 def test_a_hospital_dies_in_mid_unlearning_and_another_before_it_verifies(cluster):
-    # Two hospitals: the SuperLink refuses each of them for about a minute.
+    # Two hospitals: the SuperLink refuses each of them for about a minute. The second asks once
+    # the first is dead: while it is held at the server, nobody else is heard.
     cluster.hold("hospital-0", "unlearning")
-    cluster.hold("hospital-2", "verifying")
-    first, second = cluster.file("hospital-0"), cluster.file("hospital-2")
+    first = cluster.file("hospital-0")
     cluster.survive("supernode", "unlearning", "hospital-0")
+    cluster.hold("hospital-2", "verifying")
+    second = cluster.file("hospital-2")
     cluster.survive("supernode", "verifying", "hospital-2")
     for site in ("hospital-0", "hospital-2"):
         cluster.await_site(site)

@@ -14,7 +14,7 @@ from flwr_afuic.clients import ErasureClient, open_inbox
 from flwr_afuic.unlearning.level import ForgetScore
 
 SECONDS = float(os.environ["CRASHES_SECONDS"])
-"""Of training: what idles leaves the machine to what is tested."""
+"""Of training, unless an erasure is filed: what idles leaves the machine to what is tested."""
 
 
 class Site(ErasureClient):
@@ -32,7 +32,9 @@ class Site(ErasureClient):
     def train(self, parameters, config):
         with self.trained.open("a", encoding="utf-8") as file:  # for the test to look at
             file.write(",".join(self.retained_ids()) + "\n")
-        time.sleep(SECONDS)
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and not self.inbox.pending():
+            time.sleep(0.5)
         parameters[0].reshape(-1)[0] += TRAINING_STEP
         return parameters, 10, {}
 
