@@ -52,6 +52,7 @@ ARMS = (
     "retrained_again",
     "no_unlearning",
     "ease",
+    "excision_only",
     "no_lock",
     "vision_only",
     "vision_only_no_lock",
@@ -83,6 +84,9 @@ class MultimodalSettings:
         Of the base model, on places that are no clients.
     excision_steps, excision_lr, tolerance : int, float, float
         Of the excision.
+    excision_attempts : int
+        Most excisions: another, of twice the steps, follows where the site finds that its forget
+        level is not met.
     ascent_steps, ascent_lr : int, float
         Of ascent.
     osd_rounds, osd_lr : int, float
@@ -106,6 +110,7 @@ class MultimodalSettings:
     pretraining_steps: int = 200
     excision_steps: int = 60
     excision_lr: float = 0.1
+    excision_attempts: int = 3
     tolerance: float = 0.01
     ascent_steps: int = 20
     ascent_lr: float = 0.1
@@ -306,10 +311,11 @@ def _strategy(
         state_dir=state,
         excision=_excision(settings, base),
         project=locked,
+        take_back=arm not in ("excision_only", "ascent"),
         lam=settings.lam if locked else 0.0,
         gsd=GsdSettings(tau=settings.tau, energy=settings.energy),
         virtual_decomposition_seconds=0.1,
-        max_attempts=1,
+        max_attempts=settings.excision_attempts,
         erasure_norm_factor=1e6,
         **engine,
     )

@@ -22,6 +22,7 @@ _WORDS = {
     "retrained_again": "retrained, another seed (the floor)",
     "no_unlearning": "no unlearning",
     "ease": "**EASE**: both towers, lock",
+    "excision_only": "both towers, lock, nothing taken back",
     "no_lock": "both towers, no lock",
     "vision_only": "image tower only, lock",
     "vision_only_no_lock": "image tower only, no lock",

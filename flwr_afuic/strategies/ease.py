@@ -34,11 +34,14 @@ class EASE(AFUIC):
     server and at the sites that train on (:mod:`flwr_afuic.calibration.forget_lock`). Engine,
     requests, verification, ledger and certificates are AFU-IC's.
 
-    A site that is still there excises its pairs itself. A site that is gone is erased from the
-    history alone, by taking the model back along its own directions; where it has none (fully
-    entangled) that fails and says so. With scope ``samples`` the site also sends the directions in
-    which these samples would be learned again, which take its updates' place. A class is erased by
-    every site for its own samples of it.
+    First the server takes back what it can by itself: a share of what the site added, and all that
+    was learned along directions that are the site's own. A site that is still there then excises
+    its pairs from what is left; a site that is gone is erased from the history alone, and where it
+    has no direction of its own (fully entangled) that fails and says so. That both come together
+    is ours: pairs that are only excised are soon found again, along directions that are shared.
+    With scope ``samples`` the history shows too much, and the site sends the directions in which
+    these samples would be learned again. A class is erased by every site for its own samples of
+    it.
 
     Parameters
     ----------
@@ -56,8 +59,15 @@ class EASE(AFUIC):
     lam : float
         Strength of the clients' half, 0 for none: a proximal step that keeps their drift along
         the basis below ``G / lam``. The basis travels with every training task then.
+    take_back : bool
+        Whether the server takes back what it can by itself before a site that is there excises,
+        for scope ``client``; of a site that is gone it always does. [ours]
     beta : float
-        Share of what was learned along the basis that is taken back without data, in (0, 1].
+        Share of what was learned along the basis that it takes back, in (0, 1].
+    history_share : float
+        Share of the site's recorded updates that it takes out besides, by the rule of MEDU
+        (:func:`flwr_afuic.history.unlearn.unlearn`, kappa 1), in [0, 1]: what came in along the
+        directions that are shared. [ours]
     directions : int
         Most directions a site sends for scope ``samples``, 0 to 64.
     recovery_rounds : int
@@ -86,7 +96,9 @@ class EASE(AFUIC):
         gsd: GsdSettings | None = None,
         project: bool = True,
         lam: float = 10.0,
+        take_back: bool = True,
         beta: float = 1.0,
+        history_share: float = 1.0,
         directions: int = 8,
         recovery_rounds: int = 5,
         virtual_decomposition_seconds: float = 1.0,
@@ -98,6 +110,8 @@ class EASE(AFUIC):
             raise ConfigError(f"lam is {lam}; it must be finite and not negative")
         if not 0.0 < beta <= 1.0:
             raise ConfigError(f"beta is {beta}; it must be in (0, 1]")
+        if not 0.0 <= history_share <= 1.0:
+            raise ConfigError(f"history_share is {history_share}; it must be in [0, 1]")
         for name, value, most in (
             ("directions", directions, 64),
             ("recovery_rounds", recovery_rounds, 10**6),
@@ -111,7 +125,9 @@ class EASE(AFUIC):
         self.gsd = gsd or GsdSettings()
         self.project = project
         self.lam = lam
+        self.take_back = take_back
         self.beta = beta
+        self.history_share = history_share
         self.directions = directions
         self.recovery_rounds = recovery_rounds
         self.virtual_decomposition_seconds = virtual_decomposition_seconds
@@ -218,7 +234,9 @@ class EASE(AFUIC):
             **options,
             "excision": plain_settings(self.excision),
             "gsd": plain_settings(self.gsd),
+            "take_back": self.take_back,
             "beta": self.beta,
+            "history_share": self.history_share,
             "codec": plain_settings(self.recording.codec),
         }
 

@@ -131,12 +131,47 @@ class EaseErasures(ErasureHooks):
         if record.state is State.RECEIVED and self.settings.unlearns_from_store(record):
             self._from_history(record)
             return
+        if record.state is State.RECEIVED and not self._may_excise(record):
+            return
         super()._advance(record)
         begun = record.state in (State.RECEIVED, State.DISPATCHED) and record.request_id in (
             self.desk.attempts
         )
         if begun and record.notice.scope == "client":
             self.subspaces.ready(record, None)  # made while the site excises
+
+    def _may_excise(self, record: ErasureRecord) -> bool:
+        """Whether a site may begin: what the server takes back comes first, where it does."""
+        wanted = self.settings.take_back and record.notice.scope == "client"
+        if not wanted or record.merged_before:  # it is taken back once
+            return True
+        attempt = self.desk.attempts.get(record.request_id) or self.tasks.begin(record)
+        if attempt is None or not self.subspaces.ready(record, None):
+            return False
+        if attempt.taken_back is None:
+            snapshot = self.run.layout.flatten(attempt.snapshot)
+            attempt.taken_back = self._taken_back(record, snapshot)
+        return True
+
+    def _taken_back(self, record: ErasureRecord, start: Vector) -> Vector | None:
+        """Return what the server takes out of a model by itself, None where it knows nothing.
+
+        What the site added, by the rule of MEDU, and then all that was learned along the
+        directions that are the site's alone. [ours]
+        """
+        settings, after = self.settings, start
+        correction, basis = self.subspaces.correction(record), self.subspaces.basis(record)
+        if correction is not None and settings.history_share:
+            parts = [part.reshape(-1) for part in correction.arrays]
+            after = after + settings.history_share * np.concatenate(parts)
+            record.details["history_coverage"] = correction.coverage.summary()
+        if basis is not None:
+            after = excise_parameters(after, self._initial, basis, settings.beta)
+        if after is start:
+            return None
+        learned = max(float(np.linalg.norm(start - self._initial)), 1e-300)
+        record.details["taken_back"] = float(np.linalg.norm(after - start)) / learned
+        return after - start
 
     def _from_history(self, record: ErasureRecord) -> None:
         """Take the model back along the site's own directions, once they are known."""
@@ -157,18 +192,11 @@ class EaseErasures(ErasureHooks):
             attempt.next_verification = max(attempt.next_verification, later)
 
     def _take_back(self, record: ErasureRecord, attempt: Attempt) -> None:
-        basis = self.subspaces.basis(record)
-        if basis is None:
+        delta = self._taken_back(record, self.run.layout.flatten(self.run.arrays))
+        if delta is None or self.subspaces.basis(record) is None:
             why = record.details.get("subspaces_note", "no direction is the site's alone")
             self.desk.close(record, State.FAILED, f"cannot be erased from the history: {why}")
             return
-        current = self.run.layout.flatten(self.run.arrays)
-        after = excise_parameters(current, self._initial, basis, self.settings.beta)
-        delta = after - current
-        share = float(np.linalg.norm(delta)) / max(
-            float(np.linalg.norm(current - self._initial)), 1e-300
-        )
-        record.details["taken_back"] = share
         try:
             self.merging.check(record, delta)
         except WireError as error:

@@ -39,6 +39,9 @@ class Attempt:
         Unlearning tasks that failed, and unanswered questions who the site is.
     delta, basis : ndarray of shape (p,) and (r, p), or None
         The site's delta, and its relearning basis where one was asked for.
+    taken_back : ndarray of shape (p,), or None
+        What the server adds to the model by itself with the merge; the site's delta is one from
+        the snapshot with it.
     fidelity_job, gate : Job, GateCase or None
         The fidelity steps and the judgement its merge waits for.
     step : ndarray of shape (p,), or None
@@ -57,14 +60,19 @@ class Attempt:
     reference_noted: bool = False
     delta: Vector | None = None
     basis: Vector | None = None
+    taken_back: Vector | None = None
     fidelity_job: Job[Vector] | None = None
     step: Vector | None = None
     gate: GateCase | None = None
 
+    def whole(self, delta: Vector) -> Vector:
+        """Return the site's delta with what the server takes back by itself."""
+        return delta if self.taken_back is None else delta + self.taken_back
+
     def release(self) -> None:
         """Let go of the models."""
         self.snapshot, self.reference_job = [], None
-        self.delta, self.basis, self.step = None, None, None
+        self.delta, self.basis, self.step, self.taken_back = None, None, None, None
         self.fidelity_job, self.gate = None, None
 
 

@@ -348,9 +348,9 @@ class ErasureHooks(RunHooks):
         Once, and again, a bounded number of times, until it has taken its certificate.
         """
         times = self._told.get(record.notice.request_id, 0)
-        if times and not self.certification.owes(record):
-            return
         if self.may_train(record.site) or times >= self.settings.max_attempts:
+            return
+        if times and not self.certification.owes(record):
             return
         member = self.desk.free_member(record.site)
         speaks = record.filed_by == "site" or bool(record.evidence)

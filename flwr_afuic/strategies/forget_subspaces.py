@@ -1,6 +1,7 @@
-"""The forget-exclusive bases of a run's requests, made beside training, and what is done with them.
+"""What a run's requests find in the history, made beside training, and what is done with it.
 
-GSD reads the history in the background; a merge waits for it, training does not.
+GSD reads the history in the background, and so does the sum of what the erased site contributed; a
+merge waits for both, training does not.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from flwr_afuic.federation.layout import Arrays, Vector
 from flwr_afuic.federation.worker import Job
 from flwr_afuic.history.decomposition import Decomposition, decompose_history
 from flwr_afuic.history.recorder import Recorder
+from flwr_afuic.history.unlearn import Correction, unlearn
 from flwr_afuic.strategies.erasure_desk import ErasureDesk
 from flwr_afuic.strategies.gate import FidelityGate
 from flwr_afuic.strategies.merging import Merging
 from flwr_afuic.strategies.subspace_calibrator import SubspaceCalibrator
 
+_Found = tuple[Decomposition, Correction | None]
+
 
 @dataclass
 class _Work:
     attempt: int
-    job: Job[Decomposition] | None
+    job: Job[_Found] | None
     found: Decomposition | None = None
+    correction: Correction | None = None
     over: bool = False
 
 
 class ForgetSubspaces:
-    """The decomposition of each request, made once an attempt.
+    """The decomposition of each request, and its site's contributions, made once an attempt.
 
     Parameters
     ----------
@@ -91,6 +96,11 @@ class ForgetSubspaces:
         found = work.found if work is not None else None
         return None if found is None or found.entangled else found.basis
 
+    def correction(self, record: ErasureRecord) -> Correction | None:
+        """Return what takes the site's recorded updates out, None where none was wanted."""
+        work = self._work.get(record.request_id)
+        return None if work is None else work.correction
+
     def forget(self, record: ErasureRecord) -> None:
         """Let go of what was found, once it is merged."""
         self._work.pop(record.request_id, None)
@@ -107,23 +117,24 @@ class ForgetSubspaces:
             if other.notice.scope == "client" and other.merged_before and other is not record
         ]
         given = directions if record.notice.scope == "samples" else None
-        site = record.site
+        site, summed = record.site, given is None and not record.merged_before
 
-        def compute() -> Decomposition:
-            return decompose_history(
+        def compute() -> _Found:
+            found = decompose_history(
                 store, site, blocks, settings=settings, without=gone, directions=given
             )
+            return found, unlearn(store, [site], nobody_left="remove") if summed else None
 
         job = self._desk.run.worker.submit(compute, virtual_seconds=self._virtual_seconds)
         return _Work(record.attempts, job)
 
-    def _take(self, record: ErasureRecord, work: _Work, job: Job[Decomposition]) -> None:
+    def _take(self, record: ErasureRecord, work: _Work, job: Job[_Found]) -> None:
         work.over, work.job = True, None
         run = self._desk.run
         span = Span("server", "decomposition", job.start - run.started, job.end - run.started)
         run.journal.server_spans.append(span)
         try:
-            found = job.result()
+            found, work.correction = job.result()
         except AfuicError as error:
             self._say(record, f"no forget lock: {error}")
             return

@@ -41,7 +41,7 @@ class Merging:
         """Take a site's delta over, and merge it as soon as it may be."""
         attempt = self._desk.attempts[record.request_id]
         attempt.delta, attempt.basis = delta, basis
-        attempt.fidelity_job = self._calibrator.start_fidelity(delta)
+        attempt.fidelity_job = self._calibrator.start_fidelity(attempt.whole(delta))
         self.try_merge(record)
 
     def _bound(self, delta: Vector) -> None:
@@ -59,7 +59,8 @@ class Merging:
         """Take up again a delta that an earlier run had received."""
         attempt = self._desk.attempts[record.request_id]
         if record.state is State.UNLEARNED and attempt.delta is not None:
-            attempt.fidelity_job = self._calibrator.start_fidelity(attempt.delta)
+            whole = attempt.whole(attempt.delta)
+            attempt.fidelity_job = self._calibrator.start_fidelity(whole)
 
     def try_merge(self, record: ErasureRecord) -> None:
         """Merge a delta once the fidelity steps for it are done and the gate lets it pass."""
@@ -92,7 +93,7 @@ class Merging:
         if self._desk.settings.unlearns_from_store(record):
             return True
         if attempt.gate is None:
-            before = self._desk.run.arrays
+            before = self._judged_against(attempt)
             attempt.gate = self._gate.open(record.request_id, before, merged, record.site)
             if attempt.gate is None:
                 return True
@@ -110,6 +111,14 @@ class Merging:
         if record.notice.scope == "samples":
             self._desk.readmit(record.site)
         return False
+
+    def _judged_against(self, attempt: Attempt) -> Arrays:
+        """Return the model that a merge is compared with: what the server adds is no attack."""
+        run = self._desk.run
+        if attempt.taken_back is None:
+            return run.arrays
+        vector = run.layout.flatten(run.arrays) + attempt.taken_back
+        return run.layout.with_trained(vector, run.arrays)
 
     def release(self, record: ErasureRecord) -> None:
         """Let a held delta be merged, on the operator's word; from any thread."""
@@ -131,20 +140,22 @@ class Merging:
     def _merged(self, record: ErasureRecord, delta: Vector, step: Vector | None = None) -> Arrays:
         """Merge the delta into the current model: ``w <- w_c + d``, not weighted by staleness.
 
-        The fidelity ``step``, confined, comes on top. With ``merge="overwrite"``, the paper's
-        rule, the model becomes ``w_s + d`` and what the retained sites learned since the
-        snapshot is lost. What earlier erasures locked stays locked. Statistics and counters
-        stay those of the current model: they carry no delta.
+        What the server takes back by itself belongs to ``d``; the fidelity ``step``, confined,
+        comes on top. With ``merge="overwrite"``, the paper's rule, the model becomes ``w_s + d``
+        and what the retained sites learned since the snapshot is lost. What earlier erasures
+        locked stays locked. Statistics and counters stay those of the current model: they carry
+        no delta.
         """
         run, settings = self._desk.run, self._desk.settings
-        layout = run.layout
-        snapshot = layout.flatten(self._desk.attempts[record.request_id].snapshot)
+        layout, attempt = run.layout, self._desk.attempts[record.request_id]
+        snapshot = layout.flatten(attempt.snapshot)
         current = layout.flatten(run.arrays)
         start = snapshot if settings.merge == "overwrite" else current
-        if step is not None:
-            start = start + confine(step, delta=delta, progress=current - snapshot)
         with np.errstate(over="ignore"):
-            vector = self._calibrator.allowed(start + delta)
+            whole = attempt.whole(delta)
+            if step is not None:
+                start = start + confine(step, delta=whole, progress=current - snapshot)
+            vector = self._calibrator.allowed(start + whole)
             merged = layout.with_trained(vector, run.arrays)
         if layout.problems(merged):
             raise WireError("the erasure delta is so large that the merged model is not finite")
@@ -155,6 +166,7 @@ class Merging:
         desk, run = self._desk, self._desk.run
         attempt = desk.attempts[record.request_id]
         snapshot, current = (run.layout.flatten(a) for a in (attempt.snapshot, run.arrays))
+        delta = attempt.whole(delta)
         staleness = run.version - attempt.version
         # Noted first: whoever hears of the new version can no longer cancel.
         record.merge_version, record.merge_round = run.version + 1, run.round

@@ -34,10 +34,9 @@ def checkpoint(hooks: ErasureHooks) -> Part:
         if attempt.snapshot:
             blobs["snapshot", key] = SameAs(attempt.version)
         if attempt.delta is not None:
-            arrays = {"delta": attempt.delta}
-            blobs["delta", key] = (
-                arrays if attempt.basis is None else {**arrays, "basis": attempt.basis}
-            )
+            parts = {"basis": attempt.basis, "taken_back": attempt.taken_back}
+            held = {name: part for name, part in parts.items() if part is not None}
+            blobs["delta", key] = {"delta": attempt.delta, **held}
     records, entries = hooks.book.take_changes()
     state = {
         "attempts": attempts,
@@ -104,6 +103,7 @@ def _take_up(
         attempt.snapshot = list(durability.blob("snapshot", key).values())
         stored = durability.blob("delta", key)
         attempt.delta, attempt.basis = _vector(stored["delta"]), stored.get("basis")
+        attempt.taken_back = stored.get("taken_back")
         hooks.merging.resume(record)
 
 

@@ -20,7 +20,7 @@ from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.models.reinitialise import reinitialise
 from flwr_afuic.seeds import derive_seed
 from flwr_afuic.strategies.batching import gather_batch, waits_for_company
-from flwr_afuic.strategies.codec import TrainReply
+from flwr_afuic.strategies.codec import TrainReply, to_record
 from flwr_afuic.strategies.dispatcher import Task
 from flwr_afuic.strategies.erasure_desk import Attempt, ErasureDesk
 from flwr_afuic.strategies.merging import Merging
@@ -143,9 +143,12 @@ class UnlearningTasks:
         config[wire.BASIS_RANK] = desk.settings.basis_rank(record)
         if record.batch:
             config[wire.BATCH] = ",".join((record.request_id, *record.batch))
-        content = run.dialect.train(
-            run.record_of(attempt.version, attempt.snapshot), config, extras
-        )
+        if attempt.taken_back is None:
+            model = run.record_of(attempt.version, attempt.snapshot)
+        else:  # the site goes on from where the server's own part ends
+            vector = run.layout.flatten(attempt.snapshot) + attempt.taken_back
+            model = to_record(run.layout.names, run.layout.with_trained(vector, attempt.snapshot))
+        content = run.dialect.train(model, config, extras)
         task = Task(member, "unlearn", attempt.version, run.round, request_id=record.request_id)
         if run.dispatcher.send(task, MessageType.TRAIN, content):
             text = f"unlearning from version {attempt.version}, attempt {record.attempts}"
