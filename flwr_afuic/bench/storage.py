@@ -68,7 +68,7 @@ class Ours:
             if self.aggregate is not None:
                 encoders.append(RecordEncoder(store, self.aggregate))
             records = sum(self._window(store, exact, w, *encoders) for w in exact.windows())
-            correction = unlearn(store, [site])
+            correction = unlearn(store, [site]).shrunk()
         # Closed: what SQLite keeps beside its file while that is open is no storage.
         files = (path for path in folder.rglob("*") if path.is_file())
         return Stored(records, sum(path.stat().st_size for path in files), correction)

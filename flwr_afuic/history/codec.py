@@ -117,10 +117,14 @@ class Record:
         What the record says of itself.
     arrays : list of ndarray of float32
         Its tensors, in their shapes; entries that were not stored are zero.
+    noise : tuple of float
+        For each tensor, the expected squared error of what was stored of it,
+        ``E||x - x^||**2``: of subtractive dither it is known exactly, whatever the tensor.
     """
 
     head: RecordHead
     arrays: list[Flat]
+    noise: tuple[float, ...]
 
 
 def encode_update(
@@ -258,12 +262,23 @@ def decode_record(data: bytes, *, key: bytes | None = None) -> Record:
     head, payload = unpack_record(data)
     if key is not None and head.key != key:
         raise RecordError("the record belongs to another client, round or history")
-    arrays = [flat.reshape(t.shape) for flat, t in zip(_flat(head, payload), head.tensors,
-                                                       strict=True)]  # fmt: skip
-    return Record(head, arrays)
+    found = list(_flat(head, payload))
+    arrays = [flat.reshape(t.shape) for (flat, _), t in zip(found, head.tensors, strict=True)]
+    noise = tuple(
+        stored * _error(head.lattice, head.step * tensor.std)
+        for (_, stored), tensor in zip(found, head.tensors, strict=True)
+    )
+    return Record(head, arrays, noise)
 
 
-def _flat(head: RecordHead, payload: bytes) -> Iterator[Flat]:
+def _error(code: int, step: float) -> float:
+    """Return the expected squared error of an entry."""
+    moments = {lattice.code: lattice.second_moment for lattice in LATTICES.values()}
+    return moments.get(code, 0.0) * step**2
+
+
+def _flat(head: RecordHead, payload: bytes) -> Iterator[tuple[Flat, int]]:
+    """Yield each tensor, and how many of its entries were stored."""
     covered = sum(tensor.size for tensor in head.tensors if not tensor.whole)
     whole = sum(tensor.size for tensor in head.tensors if tensor.whole)
     raw = 4 * (head.kept + whole) if head.lattice == 0 else 0
@@ -280,11 +295,11 @@ def _flat(head: RecordHead, payload: bytes) -> Iterator[Flat]:
     values = _stored(head, sizes, np.frombuffer(payload[:raw], dtype="<f4"), reader)
     for index, (tensor, stored) in enumerate(zip(head.tensors, values, strict=True)):
         if tensor.whole:
-            yield stored
+            yield stored, len(stored)
             continue
         flat = np.zeros(tensor.size, dtype=np.float32)
         flat[kept[edges[index] : edges[index + 1]] - bounds[index]] = stored
-        yield flat
+        yield flat, len(stored)
 
 
 def _stored(

@@ -45,6 +45,9 @@ class MEDU(AFUIC):
     recovery_rounds : int
         Rounds of the retained sites' training before the erasure is first verified: the rule is
         an approximation, and a few rounds mend what it takes too much of.
+    shrink : bool
+        Whether what is added is the estimate with least error of the sum that was stored
+        (:meth:`~flwr_afuic.history.unlearn.Correction.shrunk`); of exact records it is the sum.
     virtual_unlearning_seconds : float
         What computing a correction takes on a virtual clock.
     **afuic : Any
@@ -66,6 +69,7 @@ class MEDU(AFUIC):
         kappa: float = 1.0,
         nobody_left: NobodyLeft = "error",
         recovery_rounds: int = 5,
+        shrink: bool = True,
         virtual_unlearning_seconds: float = 1.0,
         **afuic: Any,
     ) -> None:
@@ -85,7 +89,9 @@ class MEDU(AFUIC):
             )
         self.history = history
         self.recording = recording or RecorderSettings()
-        self.rule = StoreRule(kappa, nobody_left, recovery_rounds, virtual_unlearning_seconds)
+        self.rule = StoreRule(
+            kappa, nobody_left, recovery_rounds, virtual_unlearning_seconds, shrink
+        )
 
     def make_erasures(self, book: RequestBook) -> ErasureHooks:
         """Open the history and return the steps of a new run."""

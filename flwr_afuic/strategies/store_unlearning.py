@@ -34,6 +34,7 @@ class StoreRule:
     nobody_left: NobodyLeft = "error"
     recovery_rounds: int = 5
     virtual_seconds: float = 1.0
+    shrink: bool = True
 
 
 class StoreUnlearning:
@@ -95,7 +96,8 @@ class StoreUnlearning:
         sites = {record.site, *(self._applied.sites if self._applied else ())}
 
         def compute() -> Correction:
-            return unlearn(store, sites, kappa=rule.kappa, nobody_left=rule.nobody_left)
+            found = unlearn(store, sites, kappa=rule.kappa, nobody_left=rule.nobody_left)
+            return found.shrunk() if rule.shrink else found
 
         self._job = run.worker.submit(compute, virtual_seconds=rule.virtual_seconds)
 

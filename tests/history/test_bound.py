@@ -66,16 +66,25 @@ def test_the_error_of_quantisation_adds_up_as_bounded(
         variance += SIZE * (step * std) ** 2 * LATTICES[lattice].second_moment
     bias = trained.final + exact - retrained.final
     expected = float(bias @ bias) + variance / (SITES - 1) ** 2
-    squared = []
+    squared, apart, shrunk_apart = [], [], []
     for seed in range(12):
         with MemoryStore() as store:
             store.set("seed", seed)
             only = [{"s0": u["s0"], "rest": _others(u)} for u in trained.updates]
             record(store, only, settings)
-            correction = unlearn(store, ["s0"]).arrays[0]
+            found = unlearn(store, ["s0"])
+            correction = found.arrays[0]
             squared.append(float(np.sum((trained.final + correction - retrained.final) ** 2)))
+            assert found.noise == pytest.approx((variance / (SITES - 1) ** 2,), rel=1e-3)
+            apart.append(float(np.sum((correction - exact) ** 2)))
+            shrunk_apart.append(float(np.sum((found.shrunk().arrays[0] - exact) ** 2)))
     # Noise terms: 2 <bias, noise> and the spread of |noise|^2 over 400 entries, 12 draws.
     assert np.mean(squared) == pytest.approx(expected, rel=0.06)
+    # James and Stein: of a sum of energy E and noise V, E V / (E + V) is left.
+    noise = variance / (SITES - 1) ** 2
+    left = 1 / (1 / noise + 1 / float(exact @ exact))
+    assert np.mean(shrunk_apart) < np.mean(apart)
+    assert np.mean(shrunk_apart) == pytest.approx(left, rel=0.06)
     if step <= 0.25:
         assert expected == pytest.approx(float(bias @ bias), rel=0.05)
 

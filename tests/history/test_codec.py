@@ -106,6 +106,24 @@ def test_the_error_of_a_record_is_the_lattice_s() -> None:
         back = decode_record(encode_update([values], CodecSettings(name, 0.5, WHOLE), KEY))
         error = ((back.arrays[0] - values) ** 2).mean()
         assert error == pytest.approx((0.5 * 3) ** 2 * lattice.second_moment, rel=0.02)
+        assert back.noise == (pytest.approx(values.size * error, rel=0.02),)
+
+
+def test_what_is_not_stored_is_no_noise_and_neither_is_what_is_exact() -> None:
+    values = np.random.default_rng(1).normal(size=100_000).astype(np.float32)
+    tensors = [values, np.zeros(5, np.float32), values[:1000]]
+    part = CodecSettings(
+        "E8", 0.5, Threshold("std", 1.0, whole_below=2000), unit="tensor", hold=0.0
+    )
+    back = decode_record(encode_update(tensors, part, KEY, factor=3.0))
+    stored = np.abs(values) > values.std()
+    error = float(np.sum((back.arrays[0][stored] - 3 * values[stored]) ** 2))
+    assert back.noise[0] == pytest.approx(error, rel=0.03)
+    assert back.noise[1] == 0.0
+    assert back.noise[2] == pytest.approx(
+        np.sum((back.arrays[2] - 3 * values[:1000]) ** 2), rel=0.2
+    )
+    assert decode_record(encode_update(tensors, CodecSettings("none"), KEY)).noise == (0.0,) * 3
 
 
 def test_a_factor_scales_what_is_stored() -> None:

@@ -79,6 +79,35 @@ def test_kappa_lets_a_contribution_grow(store: MemoryStore) -> None:
     close(unlearn(store, ["a"], kappa=kappa).arrays[0], expected)
 
 
+def test_of_exact_records_nothing_is_shrunk(store: MemoryStore) -> None:
+    record(store, some_rounds(3))
+    found = unlearn(store, ["a"])
+    assert found.noise == (0.0,)
+    assert np.array_equal(found.shrunk().arrays[0], found.arrays[0])
+
+
+def test_noise_ages_and_weighs_as_what_it_is_in(store: MemoryStore) -> None:
+    rounds = some_rounds(3)
+    record(store, rounds, RecorderSettings(CodecSettings("E8", 0.5, hold=0.0), aggregate=None))
+    kappa, expected = 1.3, 0.0
+    for window in store.windows():
+        expected *= kappa**2
+        for site in window.participants:
+            if site.site == "a":
+                stored = decode_record(store.record(window.number, "a")).noise[0]  # type: ignore[arg-type]
+                share = -1.0 if window.alone else -site.weight / (1.0 - site.weight)
+                expected += share**2 * stored
+    found = unlearn(store, ["a"], kappa=kappa)
+    assert expected > 0
+    assert found.noise == pytest.approx((expected,))
+    whole = found.shrunk()
+    size, energy = found.arrays[0].size, float(np.sum(found.arrays[0] ** 2))
+    factor = max(0.0, 1 - (size - 2) / size * expected / energy)
+    np.testing.assert_allclose(whole.arrays[0], factor * found.arrays[0], rtol=1e-12)
+    assert whole.noise == ()
+    assert np.array_equal(whole.shrunk().arrays[0], whole.arrays[0])  # once is enough
+
+
 def test_two_deletions_are_the_joint_rule_and_never_a_chain(store: MemoryStore) -> None:
     rounds = some_rounds(4, sites="abcdef")
     record(store, rounds)
