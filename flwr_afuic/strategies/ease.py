@@ -98,7 +98,7 @@ class EASE(AFUIC):
         lam: float = 10.0,
         take_back: bool = True,
         beta: float = 1.0,
-        history_share: float = 1.0,
+        history_share: float = 0.9,
         directions: int = 8,
         recovery_rounds: int = 5,
         virtual_decomposition_seconds: float = 1.0,
