@@ -53,11 +53,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Ours:
-    """The history as this package stores it: an index, and records of a codec."""
+    """The history as this package stores it: an index, and records of a codec.
+
+    Without ``shrink`` the correction is the sum of what was stored, its noise left in.
+    """
 
     codec: CodecSettings
     aggregate: CodecSettings | None = None
     users: UserSparsification = field(default_factory=UserSparsification)
+    shrink: bool = True
 
     def store(self, exact: UpdateStore, folder: Path, site: str) -> Stored:
         """Write every window of an exact history, and unlearn a site from what was written."""
@@ -68,7 +72,9 @@ class Ours:
             if self.aggregate is not None:
                 encoders.append(RecordEncoder(store, self.aggregate))
             records = sum(self._window(store, exact, w, *encoders) for w in exact.windows())
-            correction = unlearn(store, [site]).shrunk()
+            correction = unlearn(store, [site])
+            if self.shrink:
+                correction = correction.shrunk()
         # Closed: what SQLite keeps beside its file while that is open is no storage.
         files = (path for path in folder.rglob("*") if path.is_file())
         return Stored(records, sum(path.stat().st_size for path in files), correction)
@@ -108,10 +114,14 @@ class Ours:
 
 @dataclass(frozen=True)
 class Plain:
-    """One file an update, with nothing around it: what a server might write without a codec."""
+    """One file an update, with nothing around it: what a server might write without a codec.
+
+    Of the correction, ``share`` is used.
+    """
 
     pack: Pack
     unpack: Unpack
+    share: float = 1.0
 
     def store(self, exact: UpdateStore, folder: Path, site: str) -> Stored:
         """Write every update of an exact history, and unlearn a site from what was written."""
@@ -125,7 +135,9 @@ class Plain:
                     file.write_bytes(self.pack([a.reshape(-1) for a in arrays]))
                     written += file.stat().st_size
                 _add_exact(back, window, site, self._read(folder, window, site, exact))
-            return Stored(written, written, unlearn(back, [site]))
+            found = unlearn(back, [site])
+            shortened = replace(found, arrays=[self.share * part for part in found.arrays])
+            return Stored(written, written, shortened)
 
     def _read(
         self, folder: Path, window: Window, site: str, exact: UpdateStore
@@ -256,6 +268,9 @@ def forms() -> dict[str, tuple[str, Form]]:
 
     return {
         UNCOMPRESSED: ("fp32", Plain(pack_as("<f4"), unpack_as("<f4"))),
+        "fp32-.95": (
+            "fp32, .95 of the correction", Plain(pack_as("<f4"), unpack_as("<f4"), share=0.95)
+        ),
         "zstd": ("zstd of fp32", Plain(pack_zstd, unpack_zstd)),
         "fp16": ("fp16", Plain(pack_as("<f2"), unpack_as("<f2"))),
         "8-bit": ("8-bit quantization", Plain(pack_8bit, unpack_8bit)),
@@ -266,6 +281,10 @@ def forms() -> dict[str, tuple[str, Form]]:
         "E8-3": alone("E8", 3.0),
         "E8-.25": alone("E8", 0.25),
         DEFAULT: (f"**default**: {words(codec)}", Ours(codec, default.aggregate, default.users)),
+        "default-as-stored": (
+            "default, the noise of storing left in",
+            Ours(codec, default.aggregate, default.users, shrink=False),
+        ),
         WITHOUT_AGGREGATES: (
             "default, without the aggregates that only replaying needs",
             Ours(codec, users=default.users),

@@ -90,6 +90,19 @@ def test_bytes_are_those_of_the_files(stored, tmp_path):
     assert stored("8-bit").records == SITES * ROUNDS * (ENTRIES + 4 * len(SHAPES))
 
 
+def test_what_is_left_of_the_correction(exact, tmp_path):
+    def correction(name):
+        return forms()[name][1].store(exact, tmp_path / name, "site-0").correction
+
+    whole = correction(UNCOMPRESSED)
+    for part, expected in zip(correction("fp32-.95").arrays, whole.arrays, strict=True):
+        np.testing.assert_allclose(part, 0.95 * expected)
+    raw, shrunk = correction("default-as-stored"), correction(DEFAULT)
+    for part, expected in zip(shrunk.arrays, raw.shrunk().arrays, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert shrunk.norm < raw.norm
+
+
 def test_half_of_the_users_are_stored(exact, tmp_path):
     form = forms()["half-the-users"][1]
     found = form.store(exact, tmp_path / "half", "site-0")
