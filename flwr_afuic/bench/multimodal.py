@@ -102,7 +102,7 @@ class MultimodalSettings:
     dataset: str = "covid_cxr_text"
     target: str = "United Kingdom"
     rounds: int = 20
-    after: int = 20
+    after: int = 30
     rank: int = 8
     local_epochs: int = 4
     batch_size: int = 32
