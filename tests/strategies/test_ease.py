@@ -205,11 +205,12 @@ def test_the_server_takes_back_first_and_the_site_excises_what_is_left(basic):
 
 def test_what_the_history_takes_out_is_medus_rule():
     sites = make_sites()
-    outcome = ease(sites, at={6: ask}, gsd=GsdSettings(tau=0.0))  # nothing is the site's alone
+    none = GsdSettings(tau=0.0)  # nothing is the site's alone
+    outcome = ease(sites, at={6: ask}, gsd=none, history_share=0.5)
     (task,) = sites[0].unlearned
     taken = flat(task.snapshot) - flat(outcome.models[outcome.record.base_version])
     rule = unlearn(outcome.strategy.recorder.store, ["site-0"], nobody_left="remove")
-    np.testing.assert_allclose(taken, flat(rule.arrays), atol=1e-6)
+    np.testing.assert_allclose(taken, 0.5 * flat(rule.arrays), atol=1e-6)
     assert len(outcome.strategy._hooks.pins.pinned) == 0
 
 
