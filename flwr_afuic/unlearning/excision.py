@@ -26,6 +26,7 @@ from flwr_afuic.errors import ConfigError, DataError
 from flwr_afuic.federation.layout import Vector
 from flwr_afuic.unlearning.checks import check_count, check_range
 from flwr_afuic.unlearning.inference import frozen_statistics, index_batches
+from flwr_afuic.unlearning.level import forget_level_met
 from flwr_afuic.unlearning.local import (
     STOP_BUDGET,
     STOP_DIVERGED,
@@ -145,7 +146,10 @@ def excise(
 ) -> UnlearningOutcome:
     """Excise pairs from a dual-tower model, in place.
 
-    Minimises ``L_v + L_t + gamma InfoNCE(retained)`` over the adapters.
+    Minimises ``L_v + L_t + gamma InfoNCE(retained)`` over the adapters. Where the forget level is
+    met at the start, as it may be once the server has taken back its part, nothing is done: with
+    training the similarity of pairs that nobody saw rises as well, and to push below that would
+    set the erased pairs apart from all others.
 
     Parameters
     ----------
@@ -178,6 +182,8 @@ def excise(
     with towers.adapters_off():
         base, reference = similarities(towers, forget), score_pairs(towers, forget, keep)
     before = score_pairs(towers, forget, keep)
+    if settings.objective == "bke" and forget_level_met(before, reference).met:
+        return UnlearningOutcome(0, STOP_REACHED, before, before, reference, 0.0)
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]
     generator = torch.Generator().manual_seed(seed)

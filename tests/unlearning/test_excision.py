@@ -163,11 +163,15 @@ def test_excised_pairs_fall_to_what_the_base_knew_and_kept_ones_stay(learnt):
     assert outcome.delta_norm > 0
 
 
-def test_it_stops_where_there_is_no_excess():
-    outcome = excise(Towers(), pairs(1), None, settings=ExcisionSettings(), seed=0)
-    assert outcome.stop_reason == STOP_REACHED
-    assert outcome.steps == 10
+def test_nothing_is_done_where_the_forget_level_is_met():
+    model = Towers()
+    before = [p.detach().clone() for p in model.parameters()]
+    outcome = excise(model, pairs(1), None, settings=ExcisionSettings(), seed=0)
+    assert (outcome.stop_reason, outcome.steps, outcome.delta_norm) == (STOP_REACHED, 0, 0.0)
     assert outcome.after == outcome.before
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    ascent = ExcisionSettings(objective="pairs-ascent", steps=3)  # has no level to stop at
+    assert excise(model, pairs(1), None, settings=ascent, seed=0).steps == 3
 
 
 def test_it_repeats_with_a_seed_and_keeps_to_its_radius(learnt):
