@@ -311,7 +311,7 @@ def _strategy(
         state_dir=state,
         excision=_excision(settings, base),
         project=locked,
-        take_back=arm not in ("excision_only", "ascent"),
+        take_back=arm == "ease",
         lam=settings.lam if locked else 0.0,
         gsd=GsdSettings(tau=settings.tau, energy=settings.energy),
         virtual_decomposition_seconds=0.1,

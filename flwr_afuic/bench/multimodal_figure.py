@@ -13,7 +13,8 @@ CAPTION = (
     "Left: forget recall at 1 over the rounds after the erasure, with and without the lock. Right: "
     "principal cosines of the erased place's updates with all others', by layer and tower"
 )
-_SHOWN = ("retrained", "no_unlearning", *ABLATION)
+_LONGEST = 31
+_SHOWN = ("retrained", "no_unlearning", "ease", *ABLATION)
 
 
 def draw(results: Results, path: Path) -> Path:
@@ -50,5 +51,4 @@ def draw(results: Results, path: Path) -> Path:
 
 
 def _tail(curve: Curve) -> list[Point]:
-    longest = 21
-    return list(curve.after[:longest] if curve.merge_version else curve.points[-longest:])
+    return list(curve.after if curve.merge_version else curve.points[-_LONGEST:])

@@ -21,19 +21,21 @@ _WORDS = {
     "retrained": "retrained without the place",
     "retrained_again": "retrained, another seed (the floor)",
     "no_unlearning": "no unlearning",
-    "ease": "**EASE**: both towers, lock",
-    "excision_only": "both towers, lock, nothing taken back",
-    "no_lock": "both towers, no lock",
-    "vision_only": "image tower only, lock",
-    "vision_only_no_lock": "image tower only, no lock",
-    "text_only": "text tower only, lock",
-    "text_only_no_lock": "text tower only, no lock",
+    "ease": "**EASE**: taken back, both towers, lock",
+    "excision_only": "excised only: both towers, lock",
+    "no_lock": "excised only: both towers, no lock",
+    "vision_only": "excised only: image tower, lock",
+    "vision_only_no_lock": "excised only: image tower, no lock",
+    "text_only": "excised only: text tower, lock",
+    "text_only_no_lock": "excised only: text tower, no lock",
     "ascent": "gradient ascent",
     "fedosd": "orthogonal descent (FedOSD-like)",
 }
+BOTH_AND_LOCK = "excision_only"
 ABLATION = (
-    "ease", "no_lock", "vision_only", "vision_only_no_lock", "text_only", "text_only_no_lock"
+    BOTH_AND_LOCK, "no_lock", "vision_only", "vision_only_no_lock", "text_only", "text_only_no_lock"
 )  # fmt: skip
+"""Nothing is taken back in these: it would hide what towers and lock are worth."""
 
 
 def gaps(results: Results, arm: str, part: str, k: int) -> list[float]:
@@ -70,7 +72,7 @@ def figures(results: Results) -> dict[str, float]:
                     flat[f"ease/ease/{part}_r{k}_holds"] = float(value)
     least = least_rebound(results)
     if least is not None:
-        flat["ease/ease/least_rebound"] = float(least == "ease")
+        flat[f"ease/{BOTH_AND_LOCK}/least_rebound"] = float(least == BOTH_AND_LOCK)
     return flat
 
 

@@ -38,6 +38,7 @@ def results():
         "retrained": curve("retrained", [0.10] * 6, 0.60),
         "retrained_again": curve("retrained_again", [0.12] * 6, 0.60),
         "ease": curve("ease", [0.5, 0.5, 0.10, 0.10, 0.11, 0.12, 0.12, 0.12], 0.58, 2),
+        "excision_only": curve("excision_only", [0.5, 0.1, 0.15, 0.15, 0.15, 0.15, 0.15], 0.58, 1),
         "no_lock": curve("no_lock", [0.5, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2], 0.58, 1),
     }
     for arm in tables.ABLATION[2:]:
@@ -51,7 +52,7 @@ def test_figures_by_hand():
     assert flat["ease/ease/retain_r1_gap"] == pytest.approx(-0.02)
     assert flat["ease/ease/rebound"] == pytest.approx(0.114 - 0.10)
     assert flat["ease/no_lock/rebound"] == pytest.approx(0.1)
-    assert flat["ease/ease/least_rebound"] == 1.0
+    assert flat["ease/excision_only/least_rebound"] == 1.0
     assert (
         flat["ease/ease/forget_r1_holds"] == 1.0
     )  # .014 is more than a point, less than the floor
@@ -76,11 +77,11 @@ def test_the_interval_is_students():
 def test_table_and_figure(tmp_path):
     gsd = {"parameters": 491520, "updates": 400, "seconds": 9.0, "peak_mib": 175, "before_mib": 36}
     text = tables.markdown(results(), gsd)
-    assert "| **EASE**: both towers, lock | 11.4 / 11.4 | 58.0 / 58.0 |" in text
+    assert "| **EASE**: taken back, both towers, lock | 11.4 / 11.4 | 58.0 / 58.0 |" in text
     assert "+1.4 ± 0.0" in text
     assert "text/0 1 of 2" in text
     assert "400 updates" in text
-    assert "least rebound of the ablation: **EASE**" in text
+    assert "least rebound of the ablation: excised only: both towers, lock" in text
     assert draw(results(), tmp_path / "images" / "m.png").stat().st_size > 10_000
 
 
