@@ -86,7 +86,8 @@ class MultimodalSettings:
         Of the excision.
     excision_attempts : int
         Most excisions: another, of twice the steps, follows where the site finds that its forget
-        level is not met.
+        level is not met. Of the method whole; the ablation excises once, from one snapshot, so that
+        what comes back is not hidden by excising again.
     ascent_steps, ascent_lr : int, float
         Of ascent.
     osd_rounds, osd_lr : int, float
@@ -315,7 +316,7 @@ def _strategy(
         lam=settings.lam if locked else 0.0,
         gsd=GsdSettings(tau=settings.tau, energy=settings.energy),
         virtual_decomposition_seconds=0.1,
-        max_attempts=settings.excision_attempts,
+        max_attempts=settings.excision_attempts if arm == "ease" else 1,
         erasure_norm_factor=1e6,
         **engine,
     )
