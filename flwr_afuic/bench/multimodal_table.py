@@ -35,7 +35,7 @@ BOTH_AND_LOCK = "excision_only"
 ABLATION = (
     BOTH_AND_LOCK, "no_lock", "vision_only", "vision_only_no_lock", "text_only", "text_only_no_lock"
 )  # fmt: skip
-"""Nothing is taken back in these, and they excise once: both would hide what towers and lock are."""
+"""These take nothing back and excise once: more would hide what towers and lock are worth."""
 
 
 def gaps(results: Results, arm: str, part: str, k: int) -> list[float]:
