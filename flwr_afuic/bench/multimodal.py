@@ -86,8 +86,7 @@ class MultimodalSettings:
         Of the excision.
     excision_attempts : int
         Most excisions: another, of twice the steps, follows where the site finds that its forget
-        level is not met. Of the method whole; the ablation excises once, from one snapshot, so that
-        what comes back is not hidden by excising again.
+        level is not met.
     ascent_steps, ascent_lr : int, float
         Of ascent.
     osd_rounds, osd_lr : int, float
@@ -312,11 +311,11 @@ def _strategy(
         state_dir=state,
         excision=_excision(settings, base),
         project=locked,
-        take_back=arm == "ease",
+        take_back=arm not in ("excision_only", "ascent"),
         lam=settings.lam if locked else 0.0,
         gsd=GsdSettings(tau=settings.tau, energy=settings.energy),
         virtual_decomposition_seconds=0.1,
-        max_attempts=settings.excision_attempts if arm == "ease" else 1,
+        max_attempts=1 if arm == "ascent" else settings.excision_attempts,
         erasure_norm_factor=1e6,
         **engine,
     )

@@ -14,7 +14,7 @@ CAPTION = (
     "principal cosines of the erased place's updates with all others', by layer and tower"
 )
 _LONGEST = 31
-_SHOWN = ("retrained", "no_unlearning", "ease", *ABLATION)
+_SHOWN = ("retrained", "no_unlearning", "excision_only", *ABLATION)
 
 
 def draw(results: Results, path: Path) -> Path:

@@ -22,20 +22,18 @@ _WORDS = {
     "retrained_again": "retrained, another seed (the floor)",
     "no_unlearning": "no unlearning",
     "ease": "**EASE**: taken back, both towers, lock",
-    "excision_only": "excised only: both towers, lock",
-    "no_lock": "excised only: both towers, no lock",
-    "vision_only": "excised only: image tower, lock",
-    "vision_only_no_lock": "excised only: image tower, no lock",
-    "text_only": "excised only: text tower, lock",
-    "text_only_no_lock": "excised only: text tower, no lock",
+    "excision_only": "both towers, lock, nothing taken back",
+    "no_lock": "taken back, both towers, no lock",
+    "vision_only": "taken back, image tower, lock",
+    "vision_only_no_lock": "taken back, image tower, no lock",
+    "text_only": "taken back, text tower, lock",
+    "text_only_no_lock": "taken back, text tower, no lock",
     "ascent": "gradient ascent",
     "fedosd": "orthogonal descent (FedOSD-like)",
 }
-BOTH_AND_LOCK = "excision_only"
 ABLATION = (
-    BOTH_AND_LOCK, "no_lock", "vision_only", "vision_only_no_lock", "text_only", "text_only_no_lock"
+    "ease", "no_lock", "vision_only", "vision_only_no_lock", "text_only", "text_only_no_lock"
 )  # fmt: skip
-"""These take nothing back and excise once: more would hide what towers and lock are worth."""
 
 
 def gaps(results: Results, arm: str, part: str, k: int) -> list[float]:
@@ -72,7 +70,7 @@ def figures(results: Results) -> dict[str, float]:
                     flat[f"ease/ease/{part}_r{k}_holds"] = float(value)
     least = least_rebound(results)
     if least is not None:
-        flat[f"ease/{BOTH_AND_LOCK}/least_rebound"] = float(least == BOTH_AND_LOCK)
+        flat["ease/ease/least_rebound"] = float(least == "ease")
     return flat
 
 

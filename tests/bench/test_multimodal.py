@@ -52,7 +52,7 @@ def test_figures_by_hand():
     assert flat["ease/ease/retain_r1_gap"] == pytest.approx(-0.02)
     assert flat["ease/ease/rebound"] == pytest.approx(0.114 - 0.10)
     assert flat["ease/no_lock/rebound"] == pytest.approx(0.1)
-    assert flat["ease/excision_only/least_rebound"] == 1.0
+    assert flat["ease/ease/least_rebound"] == 1.0
     assert (
         flat["ease/ease/forget_r1_holds"] == 1.0
     )  # .014 is more than a point, less than the floor
@@ -81,7 +81,7 @@ def test_table_and_figure(tmp_path):
     assert "+1.4 ± 0.0" in text
     assert "text/0 1 of 2" in text
     assert "400 updates" in text
-    assert "least rebound of the ablation: excised only: both towers, lock" in text
+    assert "least rebound of the ablation: **EASE**: taken back, both towers, lock" in text
     assert draw(results(), tmp_path / "images" / "m.png").stat().st_size > 10_000
 
 
