@@ -56,6 +56,21 @@ class Curve:
     steps: int = 0
     subspaces: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def dip(self) -> tuple[float, float, int | None]:
+        """Retained R@1 before it was lowest, there, and rounds between until it was back.
+
+        None where it never came back.
+        """
+        found = [point.retain["mean/r1"] for point in self.points]
+        low = int(np.argmin(found))
+        if not low:
+            return found[0], found[0], 0
+        top = int(np.argmax(found[:low]))
+        back = next((i for i in range(low, len(found)) if found[i] >= found[top]), None)
+        rounds = None if back is None else self.points[back].round - self.points[top].round
+        return found[top], found[low], rounds
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values; hits of the last version only, which is where they are used."""
         row = asdict(self)

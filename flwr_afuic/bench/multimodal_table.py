@@ -71,6 +71,9 @@ def figures(results: Results) -> dict[str, float]:
     least = least_rebound(results)
     if least is not None:
         flat["ease/ease/least_rebound"] = float(least == "ease")
+        above, floor = above_least(results, least)
+        flat["ease/ease/rebound_above_least"] = above
+        flat["ease/ease/rebound_floor"] = floor
     return flat
 
 
@@ -89,6 +92,17 @@ def least_rebound(results: Results) -> str | None:
     if not all(found.values()):
         return None
     return min(found, key=lambda arm: float(np.mean(found[arm])))
+
+
+def above_least(results: Results, least: str) -> tuple[float, float]:
+    """Return how far EASE's mean rebound is above the least, and what two retrainings differ by."""
+    means = {arm: float(np.mean(rebounds(results, arm))) for arm in ("ease", least)}
+    pairs = [
+        abs(arms["retrained_again"].rebound - arms["retrained"].rebound)
+        for arms in results.values()
+        if "retrained_again" in arms and "retrained" in arms
+    ]
+    return means["ease"] - means[least], float(np.mean(pairs)) if pairs else 0.0
 
 
 def markdown(results: Results, gsd: Mapping[str, float] | None = None) -> str:
@@ -113,6 +127,7 @@ def markdown(results: Results, gsd: Mapping[str, float] | None = None) -> str:
         "",
         *_verdicts(results),
     ]
+    lines += _dips([found["ease"] for found in results.values() if "ease" in found])
     ranks = [found["ease"].subspaces for found in results.values() if "ease" in found]
     if any(ranks):
         lines += ["", *_entanglement(ranks)]
@@ -166,8 +181,26 @@ def _verdicts(results: Results) -> list[str]:
             )
     least = least_rebound(results)
     if least is not None:
-        lines.append(f"- least rebound of the ablation: {_WORDS[least]}")
+        line = f"- least rebound of the ablation: {_WORDS[least]}"
+        if least != "ease":
+            above, floor = above_least(results, least)
+            line += (
+                f"; {_WORDS['ease']}: {100 * above:.2f} points more, where two retrainings differ "
+                f"by {100 * floor:.2f}"
+            )
+        lines.append(line)
     return lines
+
+
+def _dips(curves: Sequence[Curve]) -> list[str]:
+    if not curves:
+        return []
+    cells = []
+    for before, low, rounds in (curve.dip for curve in curves):
+        back = "not back" if rounds is None else f"{rounds} rounds"
+        cells.append(f"{100 * before:.0f} / {100 * low:.0f} / {back}")
+    text = "Retained R@1 of EASE before the erasure, at its lowest, and until it is back, by seed"
+    return ["", f"{text}: {'; '.join(cells)}."]
 
 
 def _entanglement(found: Sequence[Mapping[str, object]]) -> list[str]:

@@ -60,6 +60,30 @@ def test_figures_by_hand():
     assert "ease/retrained/rebound" not in flat
 
 
+def test_the_dip_by_hand():
+    def retained(*values):
+        points = [Point(v, v // 2, scores(0.1), scores(value)) for v, value in enumerate(values)]
+        return Curve("ease", points, 1, "completed")
+
+    assert retained(0.4, 0.5, 0.1, 0.2, 0.45, 0.5, 0.6).dip == (0.5, 0.1, 2)
+    assert retained(0.4, 0.5, 0.1, 0.2).dip == (0.5, 0.1, None)
+    assert retained(0.4, 0.5).dip == (0.4, 0.4, 0)
+    found = {0: {**results()[0], "ease": retained(0.4, 0.5, 0.1, 0.2, 0.45, 0.5, 0.6)}}
+    assert "by seed: 50 / 10 / 2 rounds." in tables.markdown(found)
+
+
+def test_how_far_above_the_least_rebound():
+    found = results()
+    lower = curve("no_lock", [0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], 0.58, 1)
+    again = curve("retrained_again", [0.10, 0.10, 0.13, 0.13, 0.13, 0.13, 0.13], 0.60)
+    found[0] = found[1] = {**found[0], "no_lock": lower, "retrained_again": again}
+    flat = tables.figures(found)
+    assert flat["ease/ease/least_rebound"] == 0.0
+    assert flat["ease/ease/rebound_above_least"] == pytest.approx(0.014)
+    assert flat["ease/ease/rebound_floor"] == pytest.approx(0.03)
+    assert "1.40 points more, where two retrainings differ by 3.00" in tables.markdown(found)
+
+
 def test_a_figure_beyond_bound_and_floor_does_not_hold():
     found = results()
     found[0] = found[1] = {**found[0], "ease": curve("ease", [0.5, 0.2, 0.2], 0.5, 1)}
