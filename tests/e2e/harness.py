@@ -43,7 +43,7 @@ class Cluster:
         names: tuple[str, ...] = NAMES,
         *,
         reference: bool = False,
-        training_seconds: float = 24.0,
+        training_seconds: float = 32.0,
     ) -> None:
         self._reference = reference
         self.federation = machines.prepare(folder, names)
