@@ -71,10 +71,11 @@ class Correction:
     def shrunk(self) -> Correction:
         """Return the estimate of ``D_T`` that storage leaves least error in, array by array.
 
-        The sum of stored deviations is unbiased, with a noise of known variance. Whatever the true
-        sum, the positive-part estimator of James and Stein (1961) has a smaller expected squared
-        error: each array times ``max(0, 1 - (p - 2)/p noise/||D||**2)``, ``p`` its entries. Arrays
-        without noise stay as they are, bit for bit. [ours: MEDU's text has no such step]
+        The sum of stored deviations is unbiased, with a noise of known variance, near Gaussian for
+        several windows. For Gaussian noise the positive-part estimator of James and Stein (1961)
+        has a smaller expected squared error whatever the true sum: each array times
+        ``max(0, 1 - (p - 2)/p noise/||D||**2)``, ``p`` its entries. Arrays without noise stay as
+        they are, bit for bit. [ours: MEDU's text has no such step]
         """
         arrays = [
             part if not noise else part * _shrinkage(part, noise)

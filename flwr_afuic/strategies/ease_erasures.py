@@ -67,6 +67,7 @@ class EaseErasures(ErasureHooks):
             calibrator,
             settings.gsd,
             settings.virtual_decomposition_seconds,
+            sums=settings.history_share > 0,
         )
         return ForgetMerging(self.desk, calibrator, gate, self.subspaces)
 

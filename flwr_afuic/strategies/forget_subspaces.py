@@ -54,6 +54,8 @@ class ForgetSubspaces:
         Of the decomposition.
     virtual_seconds : float
         What it takes on a virtual clock.
+    sums : bool
+        Whether the site's contributions are wanted, too.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class ForgetSubspaces:
         calibrator: SubspaceCalibrator,
         settings: GsdSettings,
         virtual_seconds: float,
+        *,
+        sums: bool = True,
     ) -> None:
         self._desk = desk
         self._recorder = recorder
         self._calibrator = calibrator
         self._settings = settings
         self._virtual_seconds = virtual_seconds
+        self._sums = sums
         self._work: dict[str, _Work] = {}
 
     def ready(self, record: ErasureRecord, directions: Vector | None) -> bool:
@@ -117,7 +122,8 @@ class ForgetSubspaces:
             if other.notice.scope == "client" and other.merged_before and other is not record
         ]
         given = directions if record.notice.scope == "samples" else None
-        site, summed = record.site, given is None and not record.merged_before
+        site = record.site
+        summed = self._sums and given is None and not record.merged_before
 
         def compute() -> _Found:
             found = decompose_history(
