@@ -2,158 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
-import torch
-from flwr.app import ArrayRecord
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_afuic import wire
-from flwr_afuic.calibration.exclusive import GsdSettings
-from flwr_afuic.clients import ErasureClient
 from flwr_afuic.errors import ConfigError, ErasureError
 from flwr_afuic.history.memory import MemoryStore
-from flwr_afuic.history.unlearn import unlearn
-from flwr_afuic.models.arrays import get_arrays, set_arrays
 from flwr_afuic.state.store import StateStore
 from flwr_afuic.strategies import EASE
-from flwr_afuic.strategies.codec import to_record
-from flwr_afuic.strategies.gate import GateSettings
-from flwr_afuic.unlearning.excision import ExcisionSettings, excise, forget_directions
-from flwr_afuic.unlearning.level import ForgetScore
-from flwr_afuic.unlearning.pairs import contrastive_loss, score_pairs
+from flwr_afuic.unlearning.excision import ExcisionSettings
 from flwr_afuic.unlearning.procedures import read_settings
-from tests.erasure_helpers import FORGOTTEN, LEVEL, REMEMBERED, Site, federate
 from tests.strategies import sites as plain
-from tests.unlearning.towers import Towers, pairs
-
-torch.set_num_threads(1)
-
-LENIENT = ForgetScore(0.0, 1.0, 4)
-
-
-class PairsClient(ErasureClient):
-    """A site with its own image-text pairs."""
-
-    holds_lock = True
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(inbox=site.inbox, site=site.name, privacy=site.privacy)
-        self.script, self.pairs = site, pairs(site.number + 1, len(site.ids))
-
-    def sample_ids(self):
-        return self.script.ids
-
-    def sample_classes(self):
-        return {i: "odd" if row % 2 else "even" for row, i in enumerate(self.script.ids)}
-
-    def array_kinds(self):
-        return ["trained"] * 4
-
-    def of(self, ids):
-        return self.pairs.take([self.script.ids.index(i) for i in ids])
-
-    def loaded(self, parameters):
-        model = Towers()
-        set_arrays(model, parameters)
-        return model
-
-    def train(self, parameters, config):
-        self.script.trained_on.append(self.retained_ids())
-        self.script.locks.append(self.forget_lock)
-        model, own = self.loaded(parameters), self.of(self.retained_ids())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        for _ in range(3):
-            v, t = model.embed_images(own.images), model.embed_texts(own.tokens, own.mask)
-            optimizer.zero_grad()
-            contrastive_loss(v, t, model.scale(), own.groups).backward()
-            optimizer.step()
-            if self.forget_lock is not None:
-                self.forget_lock.step_(list(model.parameters()), 0.5)
-        return get_arrays(model), len(own), {wire.STEPS: 3}
-
-    def test(self, parameters, config):
-        return 0.5, 4, {"accuracy": 0.5}
-
-    def unlearn(self, task):
-        self.script.unlearned.append(task)
-        model, kept = self.loaded(task.snapshot), self.retained_ids()
-        settings = read_settings(task.settings)
-        outcome = excise(
-            model, self.of(task.forget_ids), self.of(kept) if kept else None,
-            settings=settings, seed=task.seed,
-        )  # fmt: skip
-        evidence = wire.Evidence(
-            outcome.before, outcome.after, LENIENT, None, 1,
-            outcome.stop_reason, outcome.delta_norm,
-        )  # fmt: skip
-        return get_arrays(model), evidence
-
-    def relearning_basis(self, task, unlearned, rank):
-        forget = self.of(task.forget_ids)
-        return forget_directions(self.loaded(unlearned), forget, rank=rank, seed=task.seed)
-
-    def score(self, parameters, sample_ids):
-        return score_pairs(self.loaded(parameters), self.of(sample_ids))
-
-
-def make_sites(count: int = 3):
-    found = [Site(n, ids=[f"pair-{n}-{row}" for row in range(8)]) for n in range(count)]
-    for site in found:
-        site.locks = []
-    return found
-
-
-def app_of(sites, client=PairsClient):
-    return ClientApp(
-        lambda context: client(sites[int(context.node_config["partition-id"])]).to_client()
-    )
-
-
-def model_record() -> ArrayRecord:
-    model = Towers()
-    return to_record(list(model.state_dict()), get_arrays(model))
-
-
-def seeded():
-    """Return a store whose dither is the same every time: what is found depends on it a little."""
-    store = MemoryStore()
-    store.set("seed", 1)
-    return store
-
-
-def ease(sites, **options):
-    return federate(
-        sites,
-        strategy_type=EASE,
-        app=app_of(sites, options.pop("client", PairsClient)),
-        initial=model_record(),
-        history=options.pop("history", None) or seeded(),
-        excision=ExcisionSettings(steps=20),
-        **{"erasure_norm_factor": 1e6, "rounds": 16, **options},
-    )
-
-
-def ask(strategy):
-    strategy.request_erasure("site-0")
-
-
-def flat(arrays):
-    return np.concatenate([np.asarray(a).ravel() for a in arrays]).astype(np.float64)
-
-
-def coordinates(outcome, version):
-    basis, at = outcome.strategy._hooks.pins.pinned.held(outcome.record.request_id)
-    return basis.coordinates(flat(outcome.models[version])), at
-
-
-def after_merge(outcome):
-    return [v for v in sorted(outcome.models) if v >= outcome.record.merge_version]
+from tests.strategies.paired import (
+    PairsClient,
+    after_merge,
+    ask,
+    coordinates,
+    ease,
+    flat,
+    make_sites,
+)
+from tests.unlearning.towers import pairs
 
 
 @pytest.fixture(scope="module")
@@ -182,111 +54,6 @@ def test_a_site_excises_and_the_model_stays_put_along_its_directions(basic):
         for a, b in zip(outcome.models[outcome.record.merge_version], outcome.final(), strict=True)
     ]
     assert max(moved) > 1e-3  # training goes on along everything else
-
-
-def test_the_server_takes_back_first_and_the_site_excises_what_is_left(basic):
-    outcome, sites = basic
-    record, (task,) = outcome.record, sites[0].unlearned
-    base = flat(outcome.models[record.base_version])
-    taken = flat(task.snapshot) - base
-    learned = np.linalg.norm(base - flat(outcome.models[0]))
-    assert np.linalg.norm(taken) / learned == pytest.approx(record.details["taken_back"], rel=1e-4)
-    assert record.details["history_coverage"]
-    # Along the site's own directions all is taken back, before the site moves there at all.
-    basis, _ = outcome.strategy._hooks.pins.pinned.held(record.request_id)
-    begun = basis.coordinates(flat(outcome.models[0]))
-    np.testing.assert_allclose(basis.coordinates(flat(task.snapshot)), begun, atol=1e-5)
-    # Both parts are merged, once, and into what the others learned meanwhile.
-    (facts,) = outcome.strategy.merges
-    np.testing.assert_allclose(facts.after - facts.current, facts.delta, atol=1e-6)
-    np.testing.assert_allclose(facts.base, base, atol=1e-6)
-    assert np.linalg.norm(facts.delta - taken) < np.linalg.norm(taken)
-
-
-def test_what_the_history_takes_out_is_medus_rule():
-    sites = make_sites()
-    none = GsdSettings(tau=0.0)  # nothing is the site's alone
-    outcome = ease(sites, at={6: ask}, gsd=none, history_share=0.5)
-    (task,) = sites[0].unlearned
-    taken = flat(task.snapshot) - flat(outcome.models[outcome.record.base_version])
-    rule = unlearn(outcome.strategy.recorder.store, ["site-0"], nobody_left="remove")
-    np.testing.assert_allclose(taken, 0.5 * flat(rule.arrays), atol=1e-6)
-    assert len(outcome.strategy._hooks.pins.pinned) == 0
-
-
-def test_nothing_is_taken_back_where_that_is_not_wanted():
-    sites = make_sites()
-    outcome = ease(sites, at={6: ask}, take_back=False)
-    (task,) = sites[0].unlearned
-    np.testing.assert_array_equal(
-        flat(task.snapshot), flat(outcome.models[outcome.record.base_version])
-    )
-    assert "taken_back" not in outcome.record.details
-    assert outcome.states()[-1] == "completed"
-
-
-def test_a_further_attempt_takes_nothing_back_again():
-    told = iter([REMEMBERED] * 2)
-
-    class Forgetful(PairsClient):
-        def unlearn(self, task):
-            arrays, evidence = super().unlearn(task)
-            return arrays, dataclasses.replace(evidence, reference=LEVEL)
-
-        def score(self, parameters, sample_ids):
-            return next(told, FORGOTTEN)
-
-    sites = make_sites()
-    outcome = ease(sites, at={6: ask}, client=Forgetful, rounds=30)
-    assert outcome.states()[-1] == "completed"
-    versions = [flat(model) for model in outcome.models.values()]
-    as_they_were = [
-        any(np.array_equal(flat(task.snapshot), version) for version in versions)
-        for task in sites[0].unlearned
-    ]
-    assert len(as_they_were) > 1
-    assert as_they_were == [False] + [True] * (len(as_they_were) - 1)
-    first, *further = outcome.strategy.merges
-    for facts in further:
-        assert np.linalg.norm(facts.delta) < np.linalg.norm(first.delta)
-
-
-def test_a_gate_judges_the_sites_part_and_not_the_servers():
-    asked = []
-
-    def score(arrays):
-        asked.append(flat(arrays))
-        return 1.0
-
-    sites = make_sites()
-    outcome = ease(sites, at={6: ask}, gate=GateSettings(score=score))
-    assert outcome.states()[-1] == "completed"
-    (facts,) = outcome.strategy.merges
-    apart = np.linalg.norm(asked[1] - asked[0])
-    assert apart < 0.5 * np.linalg.norm(facts.delta)
-
-
-@pytest.mark.parametrize("step", ["unlearned", "dispatched"])
-def test_a_crash_takes_back_once(tmp_path, step):
-    class Fall(Exception):
-        pass
-
-    def fall(event):
-        if event.kind == step:
-            raise Fall
-
-    history, state = tmp_path / "history", tmp_path / "state"
-    sites = make_sites()
-    with pytest.raises(Fall):
-        ease(sites, at={6: ask}, history=history, state_dir=state, on_event=fall)
-    outcome = ease(sites, history=history, state_dir=state, rounds=20)
-    assert outcome.states()[-1] == "completed"
-    (facts,) = outcome.strategy.merges
-    expected = flat(sites[0].unlearned[-1].snapshot) - facts.base
-    share = np.linalg.norm(expected) / np.linalg.norm(facts.base - outcome.strategy._hooks._initial)
-    assert outcome.record.details["taken_back"] == pytest.approx(share, rel=1e-4)
-    np.testing.assert_allclose(facts.after - facts.current, facts.delta, atol=1e-6)
-    assert np.linalg.norm(facts.delta - expected) < np.linalg.norm(expected)
 
 
 def test_sites_that_train_on_are_sent_the_lock_and_heed_it(basic):
