@@ -139,11 +139,12 @@ class MultimodalSettings:
         """The clients, by place."""
         return CLIENTS if self.dataset == "covid_cxr_text" else PHANTOM_CLIENTS
 
-    def load(self) -> ImageTextSet:
-        """Load the pairs of every place."""
+    def load(self, warm: Path) -> ImageTextSet:
+        """Load the pairs of every place; prepared images are kept in ``warm``."""
         if self.dataset == "phantoms":
             return make_pair_phantoms(self.seed, size=self.size)
-        return load_covid_cxr_text(self.data_dir or None, size=self.size)[0]
+        folder = self.data_dir or None
+        return load_covid_cxr_text(folder, size=self.size, cache_dir=warm / "images")[0]
 
 
 class Setup:
@@ -153,13 +154,13 @@ class Setup:
     ----------
     settings : MultimodalSettings
     warm : pathlib.Path
-        Where the base model is kept.
+        Where the base model and prepared images are kept.
     """
 
     def __init__(self, settings: MultimodalSettings, warm: Path) -> None:
         torch.set_num_threads(1)
         self.settings = settings
-        everything = settings.load()
+        everything = settings.load(warm)
         federation = split_places(everything, settings.places)
         shape = SmallCLIP(image_size=settings.size, width=settings.width, length=48)
         plan = Pretraining(shape=shape, steps=settings.pretraining_steps)

@@ -43,7 +43,7 @@ class MultimodalRunner:
         self, folder: Path, *, fresh: bool = False, told: Told = lambda line: None
     ) -> None:
         self._folder, self._fresh, self._told = folder, fresh, told
-        self._setups: dict[int, Setup] = {}
+        self._setups: dict[MultimodalSettings, Setup] = {}
 
     def run(
         self, settings: MultimodalSettings, seeds: Sequence[int], arms: Sequence[str] = ARMS
@@ -86,9 +86,9 @@ class MultimodalRunner:
         return curve
 
     def _setup(self, settings: MultimodalSettings) -> Setup:
-        if settings.seed not in self._setups:
-            self._setups = {settings.seed: Setup(settings, self._folder / "warm")}
-        return self._setups[settings.seed]
+        if settings not in self._setups:
+            self._setups = {settings: Setup(settings, self._folder / "warm")}
+        return self._setups[settings]
 
     def _home(self, settings: MultimodalSettings) -> Path:
         """Name the folder of an original: what it was made with, without what comes after."""
