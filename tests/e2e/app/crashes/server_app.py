@@ -51,6 +51,7 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_every=0,
         poll_interval=0.5,
         min_available_nodes=int(context.run_config["sites"]),
+        keep_checkpoints=50,  # so that there is something to purge, however long verifying takes
         state_dir=str(context.run_config["state-dir"]),
         on_event=on_event,
         stop_when=between_steps,
