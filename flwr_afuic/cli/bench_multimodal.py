@@ -12,7 +12,7 @@ from flwr_afuic.errors import ConfigError
 
 
 def multimodal(
-    seeds: Annotated[str, typer.Option(help="Roots of the random streams: 0, 0-2 or 0,3.")] = "0-5",
+    seeds: Annotated[str, typer.Option(help="Roots of the random streams: 0, 0-2 or 0,3.")] = "0-8",
     arms: Annotated[str, typer.Option(help="Which arms, with commas; all by default.")] = "",
     dataset: Annotated[
         str, typer.Option(help="covid_cxr_text (real pairs) or phantoms (generated).")
