@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="needs flwr-afuic[multimodal]")
-pytest.importorskip("peft", reason="needs flwr-afuic[multimodal]")
+if not all(map(find_spec, ("transformers", "peft"))):  # found, not loaded: collecting takes seconds
+    pytest.skip("needs flwr-afuic[multimodal]", allow_module_level=True)
 
 from flwr_afuic.calibration.blocks import Blocks
 from flwr_afuic.data.multimodal import make_pair_phantoms, split_places
