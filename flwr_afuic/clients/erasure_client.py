@@ -199,14 +199,14 @@ class ErasureClient(NumPyClient, ABC):
 
     def get_properties(self, config: Config) -> dict[str, wire.Scalar]:
         """Answer the server's light poll: who this is and what was filed."""
-        with sealed("a poll"):
+        with sealed("a poll"), self.inbox.kept_open():
             self._conversation.hear(config)
             self._hear_classes(config)
             return self._conversation.say(config)
 
     def fit(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """Train, or carry out an unlearning task."""
-        with sealed("a train task"):
+        with sealed("a train task"), self.inbox.kept_open():
             self._conversation.hear(config)
             if config.get(wire.TASK) == wire.TASK_UNLEARN:
                 return self._carry_out(parameters, config)
@@ -217,7 +217,7 @@ class ErasureClient(NumPyClient, ABC):
 
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Metrics]:
         """Evaluate, or score the model on the erased data of a request or a batch."""
-        with sealed("an evaluate task"):
+        with sealed("an evaluate task"), self.inbox.kept_open():
             self._conversation.hear(config)
             if config.get(wire.TASK) != wire.TASK_VERIFY:
                 loss, examples, metrics = self.test(parameters, config)

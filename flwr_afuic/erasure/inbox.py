@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from flwr_afuic.erasure import inbox_schema as schema
@@ -85,6 +86,14 @@ class SiteInbox:
         self.path = self._file.path
         self.server = ServerWatch(self._file)
         self.certificates = ReceivedCertificates(self._file)
+
+    def kept_open(self) -> AbstractContextManager[None]:
+        """Return a block whose steps share one connection to the file, as one message's do.
+
+        Without it every step opens the file anew. Either way each step is on disk when it
+        returns, and the steward's commands may come in between.
+        """
+        return self._file.kept_open()
 
     # ---- samples --------------------------------------------------------------------
 

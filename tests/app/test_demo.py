@@ -127,7 +127,7 @@ from tests.app import tiny
 from flwr_afuic.app.demo import run_demo
 if __name__ == "__main__":
     with tiny.shortened():
-        settings = tiny.settings(request_round=3, rounds_after=2, max_rounds=8)
+        settings = tiny.settings(request_round=3, rounds_after=2, max_rounds=8, local_steps=8)
         result = run_demo(settings, engine="simulation")
     import ray
     assert not ray.is_initialized(), "Ray is still up"

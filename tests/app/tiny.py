@@ -17,11 +17,11 @@ from flwr_afuic.unlearning.settings import UnlearningSettings
 
 SHORT = {
     "sites": 3,
-    "local_steps": 8,
+    "local_steps": 5,
     "batch_size": 16,
     "buffer_size": 2,
-    "request_round": 4,
-    "rounds_after": 4,
+    "request_round": 3,
+    "rounds_after": 3,
     "max_rounds": 24,
 }
 
