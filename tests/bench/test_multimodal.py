@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -141,5 +142,7 @@ def test_original_and_erasure_on_generated_pairs(tmp_path):
     again = MultimodalRunner(tmp_path, told=told.append).run(settings, [0], ["ease"])[0]
     assert again["ease"].at_end("forget") == ease.at_end("forget")
     assert "taken from" in told[-1]
+    other = replace(settings, excision_steps=6)  # same seed, and arms go by these settings
+    assert runner._setup(other).settings == other
     with pytest.raises(ConfigError, match="unknown arms"):
         runner.run(settings, [0], ["none"])
