@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.transforms.compose import Compose
-from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.spatial.array import Resize
-from monai.transforms.utility.array import EnsureChannelFirst
 from PIL import Image
 
 from flwr_afuic.data.images import Dataset, ImageSet
 from flwr_afuic.data.loading import load_image, picture_reader
 from flwr_afuic.errors import ConfigError, DataError
+from flwr_afuic.monai_import import import_monai
 from flwr_afuic.seeds import derive_seed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -56,6 +55,9 @@ def load_folder(path: Path, *, seed: int = 0, image_size: int | None = 28) -> Da
     """
     if image_size is not None and image_size < MIN_SIDE:
         raise ConfigError(f"image_size is {image_size} pixels; choose {MIN_SIDE} or more, or None")
+    import_monai()
+    from monai.transforms.spatial.array import Resize
+
     path = path.resolve()
     classes = _classes(path)
     files = [(file, label) for label, name in enumerate(classes) for file in classes[name]]
@@ -140,18 +142,23 @@ def _classes(path: Path) -> dict[str, list[Path]]:
     return classes
 
 
-_READER = picture_reader()
-_PREPARE = Compose(
-    [
-        EnsureChannelFirst(),
-        ScaleIntensityRange(a_min=0, a_max=255, b_min=0, b_max=1, clip=True),
-    ]
-)
+@cache
+def _reading() -> Callable[[Path], Any]:
+    """Make what reads one picture as (channels, height, width), intensities in [0, 1]."""
+    import_monai()
+    from monai.transforms.compose import Compose
+    from monai.transforms.intensity.array import ScaleIntensityRange
+    from monai.transforms.utility.array import EnsureChannelFirst
+
+    reader = picture_reader()
+    scale = ScaleIntensityRange(a_min=0, a_max=255, b_min=0, b_max=1, clip=True)
+    prepare = Compose([EnsureChannelFirst(), scale])
+    return lambda file: prepare(load_image(file, reader))
 
 
 def _load(file: Path) -> torch.Tensor:
     try:
-        image = _PREPARE(load_image(file, _READER))
+        image = _reading()(file)
     except (OSError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -7,11 +7,15 @@ import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from monai.data.image_reader import ImageReader, PILReader
-from monai.transforms.io.array import LoadImage
+
+from flwr_afuic.monai_import import import_monai
+
+if TYPE_CHECKING:
+    from monai.data.image_reader import ImageReader, PILReader
+    from monai.transforms.io.array import LoadImage
 
 _LOCK = threading.Lock()
 
@@ -34,6 +38,9 @@ def load_image(path: Path, reader: ImageReader) -> Any:
 
 def picture_reader() -> PILReader:
     """Make MONAI's reader of 8-bit pictures, grey or RGB, rows first."""
+    import_monai()
+    from monai.data.image_reader import PILReader
+
     # The converter decides between grey and RGB: palettes and alpha would otherwise come through
     # as index maps and extra channels. MONAI's default would swap rows and columns.
     return PILReader(converter=_grey_or_rgb, reverse_indexing=False)
@@ -48,6 +55,9 @@ def _grey_or_rgb(image: Any) -> Any:
 @lru_cache(maxsize=1)
 def _loader() -> LoadImage:
     """Make the transform; it looks for every reader's packages, and warns of those not there."""
+    import_monai()
+    from monai.transforms.io.array import LoadImage
+
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

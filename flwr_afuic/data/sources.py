@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 from flwr_afuic.data.download import fetch
+from flwr_afuic.data.folder import load_folder
 from flwr_afuic.data.images import Dataset
 from flwr_afuic.data.medmnist import NAMED_SETS, NamedSet
 from flwr_afuic.data.npzfile import file_md5, load_npz
 from flwr_afuic.data.phantoms import make_phantoms
 from flwr_afuic.errors import DataError
-from flwr_afuic.monai_import import import_monai
 
 DATA_DIR_VARIABLE = "AFUIC_DATA_DIR"
 PHANTOMS = "phantoms"
@@ -92,9 +92,6 @@ def load_dataset(
     path = Path(name_or_path).expanduser()
     if name_or_path and path.is_dir():
         # Imported here: MONAI's transforms take seconds to import, and few runs need them.
-        import_monai()
-        from flwr_afuic.data.folder import load_folder
-
         return load_folder(path, seed=seed, image_size=image_size)
     if path.is_file() or path.suffix == ".npz":
         return load_npz(path, known=_recognise(path), image_size=image_size)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(EXAMPLE))
 sys.path.insert(0, str(APP))
 
 import machines  # noqa: E402
-from crashes.holding import VARIABLE  # noqa: E402
+from crashes.holding import HURRY, VARIABLE  # noqa: E402
 from crashes.task import ERASURE_STEP, sample_ids, weight_of  # noqa: E402
 
 NAMES = ("hospital-0", "hospital-1", "hospital-2")
@@ -43,7 +43,6 @@ class Cluster:
         names: tuple[str, ...] = NAMES,
         *,
         reference: bool = False,
-        training_seconds: float = 32.0,
     ) -> None:
         self._reference = reference
         self.federation = machines.prepare(folder, names)
@@ -53,8 +52,8 @@ class Cluster:
         self.requests: dict[str, str] = {}
         self._filed: dict[str, int] = dict.fromkeys(names, 0)
         self._versions: dict[int, str] = {}
+        self._waited_for: dict[str, str] = {}
         os.environ[VARIABLE] = str(self.hold_folder)  # every service inherits it
-        os.environ["CRASHES_SECONDS"] = str(training_seconds)
 
     # ---- services ------------------------------------------------------------------
 
@@ -102,8 +101,7 @@ class Cluster:
         for hold in self.hold_folder.glob("hold-*"):
             hold.unlink()
         self.services.stop()
-        for name in (VARIABLE, "CRASHES_SECONDS"):
-            os.environ.pop(name, None)
+        os.environ.pop(VARIABLE, None)
 
     # ---- kill -9 -------------------------------------------------------------------
 
@@ -180,8 +178,13 @@ class Cluster:
         notice = self.inbox(name).file(
             scope="samples", sample_ids=self.samples(name), held=sample_ids(name)
         )
-        self.requests[notice.request_id] = name
+        self.note_request(notice.request_id, name)
         return notice.request_id
+
+    def note_request(self, request_id: str, name: str) -> None:
+        """Expect a site's request to be completed; until it is, training is short."""
+        self.requests[request_id] = name
+        self._hurry(**{request_id: name})
 
     def trained(self, name: str) -> list[set[str]]:
         """Return the samples of each training of a site, the oldest first."""
@@ -206,7 +209,9 @@ class Cluster:
             except StateError:
                 return False  # the server is just making it
 
+        self._hurry(training="anybody")
         self.wait_for(f"{versions} more versions are made", more)
+        self._take_time("training")
 
     def await_certificate(self, request_id: str) -> None:
         """Wait until a request is completed and its site has the certificate."""
@@ -216,6 +221,25 @@ class Cluster:
             lambda: self.inbox(name).certificate(request_id) is not None,
         )
         assert self.state_of(request_id) == "completed"
+        self._take_time(request_id)
+
+    def _hurry(self, **reasons: str) -> None:
+        """Have training be short for a reason, and shortest at the site that is its value."""
+        self._waited_for.update(reasons)
+        self._tell()
+
+    def _take_time(self, reason: str) -> None:
+        self._waited_for.pop(reason, None)
+        self._tell()
+
+    def _tell(self) -> None:
+        hurry, text = self.hold_folder / HURRY, " ".join(self._waited_for.values())
+        if not text:
+            hurry.unlink(missing_ok=True)
+            return
+        part = hurry.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(hurry)
 
     # ---- what must hold ------------------------------------------------------------
 

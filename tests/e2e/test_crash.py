@@ -39,7 +39,7 @@ def victim(request: pytest.FixtureRequest) -> str:
 def federation(victim: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One federation for all steps at which one process is killed."""
     folder = tmp_path_factory.mktemp(victim)
-    with closing(Cluster(folder, reference=True, training_seconds=8.0)) as cluster:
+    with closing(Cluster(folder, reference=True)) as cluster:
         cluster.start()
         yield cluster
     assert cluster.services.family() == []

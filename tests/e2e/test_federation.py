@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import machines
 import pytest
 from credentials import make_node_key
 from processes import free_ports, program
 
-from tests.e2e.harness import APP
+from tests.e2e.harness import APP, EXAMPLE
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +59,15 @@ def test_through_the_door_nobody_starts_a_run_registers_a_node_or_looks_around(c
     assert [run["run-id"] for run in runs][:1] == [cluster.run_id]
 
 
+def test_a_run_that_fails_is_told_by_the_exit_code_and_leaves_others_alone(cluster):
+    script, folder = str(EXAMPLE / "federation.py"), str(cluster.federation.folder)
+    command = [sys.executable, script, "run", "--folder", folder, "verify-rounds=0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout
+    assert "verify_rounds is 0" in done.stderr
+    cluster.await_training(1)
+
+
 def test_a_server_whose_certificate_another_authority_signed_is_refused(cluster, tmp_path):
     machines.make_authority(tmp_path)
     command = [
@@ -84,7 +94,7 @@ def test_an_erasure_filed_while_training_runs_ends_with_a_verified_certificate(c
     reason = ("--reason", "a letter")
     request_id = afuic("request", "--inbox", inbox, "--samples", listed, *reason).strip()
     before = len(cluster.trained(name)) + 1  # one training may be under way
-    cluster.requests[request_id] = name
+    cluster.note_request(request_id, name)
     cluster.await_certificate(request_id)
     cluster.check_state()
     key = cluster.federation.state / "keys" / "server.pub"

@@ -1,20 +1,15 @@
 """A scripted site: its training adds to the first weight, its erasure to the site's own."""
 
-import os
-import time
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from crashes.holding import come_to
+from crashes.holding import come_to, take_time
 from crashes.task import ERASURE_STEP, TRAINING_STEP, sample_ids, weight_of
 from flwr_afuic import wire
 from flwr_afuic.clients import ErasureClient, open_inbox
 from flwr_afuic.unlearning.level import ForgetScore
-
-SECONDS = float(os.environ["CRASHES_SECONDS"])
-"""Of training, unless an erasure is filed: what idles leaves the machine to what is tested."""
 
 
 class Site(ErasureClient):
@@ -32,9 +27,7 @@ class Site(ErasureClient):
     def train(self, parameters, config):
         with self.trained.open("a", encoding="utf-8") as file:  # for the test to look at
             file.write(",".join(self.retained_ids()) + "\n")
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and not self.inbox.pending():
-            time.sleep(0.5)
+        take_time(self.name)
         parameters[0].reshape(-1)[0] += TRAINING_STEP
         return parameters, 10, {}
 
