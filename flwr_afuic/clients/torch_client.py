@@ -154,7 +154,9 @@ class TorchClient(ErasureClient):
 
     def array_kinds(self) -> Sequence[ArrayKind]:
         """Tell arrays apart by name and dtype, exactly as the server does."""
-        return [infer_kind(name, _head(t)) for name, t in self.model().state_dict().items()]
+        if not hasattr(self, "_known_kinds"):
+            self._fresh()
+        return self._known_kinds
 
     def train(self, parameters: Arrays, config: Config) -> tuple[Arrays, int, Metrics]:
         """See :class:`ErasureClient`."""
@@ -295,11 +297,20 @@ class TorchClient(ErasureClient):
 
     def _learns(self) -> Task:
         if not hasattr(self, "_known_task"):
-            self._known_task = task_of(self.model())
+            self._fresh()
         return self._known_task
 
-    def _loaded(self, arrays: Arrays) -> nn.Module:
+    def _fresh(self) -> nn.Module:
+        """Make a model; of the first one, remember what all of them have in common."""
         model = self.model()
+        if not hasattr(self, "_known_task"):
+            self._known_task = task_of(model)
+            state = model.state_dict()
+            self._known_kinds = [infer_kind(name, _head(t)) for name, t in state.items()]
+        return model
+
+    def _loaded(self, arrays: Arrays) -> nn.Module:
+        model = self._fresh()
         set_arrays(model, arrays)
         return model
 

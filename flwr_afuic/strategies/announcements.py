@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from flwr_afuic.erasure.ledger import Head, check_head
 from flwr_afuic.errors import AfuicError, SignatureError
@@ -73,7 +74,9 @@ class Announcements:
         return known[:3]
 
 
+@lru_cache(maxsize=1024)
 def _genuine(head: Head) -> bool:
+    """Whether a head is signed by its key; sites report the same one message after message."""
     try:
         check_head(head, head.key)
     except SignatureError:

@@ -203,7 +203,7 @@ def test_runs_in_processes_are_kept_and_not_repeated(tmp_path):
     before = copy.deepcopy(outcome.counted)
     (again,) = Runner(tmp_path, engine="local").run([Plan(settings, None, (0, 1))])
     assert again.counted == json.loads(json.dumps(before), object_hook=_with_numbers)
-    (broken,) = runner.run([Plan(replace(settings, dataset="ghost"), None, (0, 1))])
+    (broken,) = runner.run([Plan(replace(settings, dataset="ghost"), None, (0,))])
     assert {type(error) for error in broken.errors.values()} == {DataError}
 
 

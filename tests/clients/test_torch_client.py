@@ -106,6 +106,13 @@ def test_steps_or_epochs(site, steps, epochs, taken):
     assert client.fit(start(), {wire.SEED: 1})[2][wire.STEPS] == taken
 
 
+def test_a_training_makes_one_model(site):
+    made = []
+    client = ToyClient(site, lambda: made.append(1) or toy_model())
+    client.fit(start(), {wire.SEED: 1})
+    assert len(made) == 1
+
+
 def test_kinds_are_what_the_server_infers(site):
     class Scaled(nn.Module):
         def __init__(self):

@@ -69,7 +69,7 @@ def test_the_examples_app_forgets_what_its_steward_asks_for(tmp_path):
     for name in ("coordinator", *HOSPITALS):
         (tmp_path / name).mkdir()
     data.write_data(tmp_path, HOSPITALS, HOSPITALS[0])
-    steward = Steward(client_app.app, tmp_path / HOSPITALS[0], round_=6)
+    steward = Steward(client_app.app, tmp_path / HOSPITALS[0], round_=4)
     grid = LocalGrid(
         steward,
         len(HOSPITALS),
@@ -86,6 +86,7 @@ def test_the_examples_app_forgets_what_its_steward_asks_for(tmp_path):
     config = app["tool"]["flwr"]["app"]["config"] | {
         "state-dir": str(tmp_path / "state"),
         "proxies": str(tmp_path / "coordinator" / "proxies.npz"),
+        "verify-rounds": 1,
         "until-erased": True,
     }
     try:

@@ -416,7 +416,7 @@ class Federation:
                 self.told[record.request_id].add("released")
                 strategy.release_erasure(record.request_id)
             waiting = waiting or record.open or record.certified < record.completions
-        return not waiting and self._looked % 8 == 0 and strategy.run.has_merged
+        return not waiting and self._looked % 4 == 0 and strategy.run.has_merged
 
     def everybody_returns(self) -> None:
         for hospital in self.hospitals:

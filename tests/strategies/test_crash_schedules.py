@@ -134,7 +134,8 @@ def run(machine: type[Schedules], number: int) -> None:
     # One at a time: hypothesis would rather repeat itself than come up with a new one.
     chosen = os.environ.get("AFUIC_SEED", "")
     run_state_machine_as_test(
-        seed(f"{chosen}/{number}")(machine),
+        # Not the class itself: hypothesis would parse its whole file each time.
+        seed(f"{chosen}/{number}")(lambda: machine()),
         settings=settings(
             max_examples=1,
             stateful_step_count=STEPS,
