@@ -178,8 +178,25 @@ def _number(text: str) -> float | int | str:
     return text
 
 
+def method_named(text: str, known: Sequence[str]) -> str:
+    """Return the known method of a name that may be the strategy's class, such as FedOSD.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    plain = {name.replace("_", ""): name for name in known}
+    found = plain.get(text.replace("_", "").lower())
+    if found is None:
+        raise ConfigError(f"unknown method {text!r}; known: {', '.join(known)}")
+    return found
+
+
 def check_methods(methods: list[str], scenario: str) -> tuple[str, ...]:
     """Return the methods to compare, bases left out; an empty list means all that can do it.
+
+    Strategies' class names do as well.
 
     Raises
     ------
@@ -189,9 +206,8 @@ def check_methods(methods: list[str], scenario: str) -> tuple[str, ...]:
     samples = SCENARIOS.get(scenario, {}).get("scope") == "samples"
     able = SAMPLE_METHODS if samples else METHODS
     known = (*METHODS, *BASES)
+    methods = [method_named(name, known) for name in methods]
     for name in methods:
-        if name not in known:
-            raise ConfigError(f"unknown method {name!r}; known: {', '.join(known)}")
         if name not in BASES and name not in able:
             raise ConfigError(
                 f"{name} erases whole sites only; scenario {scenario!r} erases samples, so use "

@@ -136,6 +136,7 @@ def _wanted(
     """List the runs of time alone in every federation, and those with training at fixed speeds."""
     from dataclasses import replace
 
+    from flwr_afuic.bench.forget_protocol import method_named
     from flwr_afuic.bench.latency import METHODS, RIVALS
     from flwr_afuic.bench.latency_runs import Wanted, plan
 
@@ -149,10 +150,8 @@ def _wanted(
     if "training" not in kinds:
         return clocks, []
     known = ["retrain", "afuic", *RIVALS]
-    chosen = known if methods is None else [name.strip() for name in methods.split(",")]
-    unknown = [name for name in chosen if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"--methods: unknown {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    named = known if methods is None else [name.strip() for name in methods.split(",")]
+    chosen = [method_named(name, METHODS) for name in named]
     fixed = [one for one in federations if one.tail is None]
     learned = plan(fixed, chosen)
     base = [one for one in fixed if one.straggler == 1]

@@ -107,6 +107,8 @@ def test_scenarios_and_methods():
     assert check_methods([], "backdoor") == METHODS
     assert check_methods([], "samples") == ("afuic", "no_unlearning")
     assert check_methods(["retrain", "pga", "pga"], "backdoor") == ("pga",)
+    names = ["AFUIC", "NoUnlearning", "Retrain", "FedOSD"]
+    assert check_methods(names, "backdoor") == ("afuic", "no_unlearning", "fedosd")
     assert cell_settings("phantoms", "samples", {}).scope == "samples"
     assert cell_settings("phantoms", "backdoor", {"sites": 20}).sites == 20
     with pytest.raises(ConfigError, match="pga erases whole sites only"):
