@@ -120,10 +120,12 @@ def _at_merge(
 
 
 def _silent(result: Result, values: Values) -> bool:
-    """Whether an erasure is called completed though the backdoor exceeds retraining's by > .05."""
-    worst = [values.get("asr_gap_at_merge"), values.get("resurfacing_mean")]
-    if values["asr_gap"] is None:
-        return False
+    """Whether an erasure is called completed though the backdoor exceeds retraining's by > .05.
+
+    Where there is no trigger, the score on the erased data is judged (our reading).
+    """
+    gap = "forget_gap" if values["asr_gap"] is None else "asr_gap"
+    worst = [values.get(f"{gap}_at_merge"), values.get("resurfacing_mean")]
     most = max((v for v in worst if v is not None), default=0.0)
     return str(result["erasure"]["state"]).startswith("completed") and most > _SILENT
 
@@ -221,7 +223,21 @@ def verdicts(found: list[Row]) -> list[Verdict]:
     ratio, beside = ours.mean("relearn_ratio"), floor.mean("relearn_ratio")
     holds = ratio is not None and ratio >= min(0.8, beside if beside is not None else 0.8)
     judged.append(Verdict("relearn_ratio", ratio, ">= 0.8", beside, holds))
-    return [*judged, *_best(found, ours)]
+    return [*judged, *_of_samples(ours), *_best(found, ours)]
+
+
+def _of_samples(ours: Row) -> list[Verdict]:
+    """Judge the erasure of part of a site's data, as seen at the merge."""
+    if "kept_gap_at_merge" not in ours.values:
+        return []
+    judged = []
+    for name, limit in (("forget_gap_at_merge", 0.05), ("kept_gap_at_merge", 0.02)):
+        value, bound = ours.mean(name), Bound(limit, two_sided=True)
+        held = value is not None and bound.met(value)
+        judged.append(Verdict(name, value, str(bound), None, held))
+    silent = float(sum(value or 0.0 for value in ours.values.get("silent_failure", [])))
+    judged.append(Verdict("silent_failures", silent, "none", None, silent == 0))
+    return judged
 
 
 def _best(found: list[Row], ours: Row) -> list[Verdict]:

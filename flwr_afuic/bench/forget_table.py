@@ -9,6 +9,7 @@ import numpy as np
 from flwr_afuic.app.verdicts import Verdict
 from flwr_afuic.bench.forget import Cells, Result, other_code
 from flwr_afuic.bench.forget_figures import Row, rows, verdicts
+from flwr_afuic.bench.forget_protocol import Protocol
 from flwr_afuic.report.look import model_name
 
 NAMES = {
@@ -44,6 +45,9 @@ _WORDS = {
     "dip_rounds": "rounds until the test score is retraining's, within .01 or the floor",
     "relearn_ratio": "relearn time over retraining's",
     "resurfacing_best": "resurfacing beside the best other method's",
+    "forget_gap_at_merge": "score on the erased data at the merge, minus retraining's",
+    "kept_gap_at_merge": "score on the site's kept data at the merge, minus retraining's",
+    "silent_failures": "silent failures, of all seeds",
 }
 _UNSIGNED = {"average_gap", "dip_rounds", "relearn_ratio", "distance_ratio"}
 _SCORES = {
@@ -55,9 +59,20 @@ _SCORES = {
 _CANNOT_TELL = 0.03
 
 
-def begin_mark(scenario: str) -> str:
-    """Return the line that marks the place of a scenario's tables in a Markdown file."""
-    return f"<!-- table: flwr-afuic bench forget {scenario} -->"
+def begin_mark(variant: str) -> str:
+    """Return the line that marks the place of a variant's tables in a Markdown file."""
+    return f"<!-- table: flwr-afuic bench forget {variant} -->"
+
+
+def variant_of(scenario: str, protocol: Protocol, pairs: Sequence[str]) -> str:
+    """Name the scenario, and the options that are not the defaults: each has tables of its own."""
+    usual = Protocol()
+    words = [scenario, *(f"--set {pair}" for pair in sorted(pairs))]
+    for option in ("staleness", "rounds_after"):
+        value = getattr(protocol, option)
+        if value != getattr(usual, option):
+            words.append(f"--{option.replace('_', '-')} {value}")
+    return " ".join(words)
 
 
 def markdown(all_cells: Iterable[Cells]) -> str:
@@ -179,7 +194,15 @@ def _notes(cells: Cells, found: Sequence[Row]) -> list[str]:
         if any(row.values.get("silent_failure", []))
     ]
     if silent:
-        lines.append(f"Called completed, and backdoor .05 above retraining's: {', '.join(silent)}.")
+        first = next(iter(cells.counted.values()))["retrain"]["curve"].values()
+        triggered = any(scores["backdoor_success"] is not None for scores in first)
+        what = "backdoor" if triggered else "score on the erased data"
+        lines.append(f"Called completed, and {what} .05 above retraining's: {', '.join(silent)}.")
+    ours = next((row for row in found if row.method == "afuic"), None)
+    if ours is not None and "kept_gap_at_merge" in ours.values:
+        for name in ("forget_gap_at_merge", "kept_gap_at_merge"):
+            seeds = " / ".join("-" if v is None else f"{v:+.3f}" for v in ours.values[name])
+            lines.append(f"By seed, {_WORDS[name]}: {seeds}.")
     plain = next((row for row in found if row.method == "no_unlearning"), None)
     if plain is not None:
         hidden = [

@@ -63,7 +63,10 @@ def forget(
     json_file: options.JsonFile = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Fill the scenario's marked table in this file, and draw beside it."),
+        typer.Option(
+            help="Fill the marked table of the scenario and of options that are not the defaults "
+            "in this file, and draw beside it."
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat finished runs.")] = False,
     quiet: options.Quiet = False,
@@ -144,8 +147,9 @@ def forget(
     if errors:
         raise errors[0]
     if markdown is not None:
-        pictures = _draw(cells, markdown.parent / "images", scenario)
-        fill(markdown, f"{pictures}\n\n{text}", begin_mark=forget_table.begin_mark(scenario))
+        variant = forget_table.variant_of(scenario, protocol, pairs or [])
+        pictures = _draw(cells, markdown.parent / "images", variant)
+        fill(markdown, f"{pictures}\n\n{text}", begin_mark=forget_table.begin_mark(variant))
 
 
 def _print_plan(runner: ForgetRunner, plans: list[Plan], workers: int) -> None:
@@ -158,12 +162,15 @@ def _print_plan(runner: ForgetRunner, plans: list[Plan], workers: int) -> None:
     typer.echo(f"left: {total / 60:.0f} min of one core, {total / 60 / workers:.0f} min at best")
 
 
-def _draw(cells: list[Cells], folder: Path, scenario: str) -> str:
+def _draw(cells: list[Cells], folder: Path, variant: str) -> str:
+    import re
+
     from flwr_afuic.bench.forget_plots import draw_plane, draw_resurfacing
 
     shown = [found for found in cells if found.complete("retrain_floor")]
-    first = draw_resurfacing(shown, folder / f"forget-{scenario}-resurfacing.png")
-    second = draw_plane(shown, folder / f"forget-{scenario}-plane.png")
+    name = re.sub(r"[^a-z0-9.]+", "-", variant.lower().replace("--set ", "").replace("--", ""))
+    first = draw_resurfacing(shown, folder / f"forget-{name}-resurfacing.png")
+    second = draw_plane(shown, folder / f"forget-{name}-plane.png")
     return (
         f"![Resurfacing over 30 rounds](images/{first.name})\n\n"
         f"![Erased against retained data](images/{second.name})"

@@ -239,6 +239,17 @@ def test_an_erasure_called_completed_whose_backdoor_is_back_is_a_silent_failure(
     assert of("afuic", curve=curve, erasure=failed)["silent_failure"] == 0
 
 
+def test_without_a_trigger_the_erased_datas_score_fails_in_silence_too():
+    pieces = [result(plan().piece(0, m)) for m in ("afuic", "retrain", "original")]
+    for one in pieces:
+        for values in one["curve"].values():
+            values["backdoor_success"] = None
+    pieces[0]["merge"]["after"] |= {"backdoor_success": None, "forget": 0.54}
+    assert forget_figures.figures(*pieces)["silent_failure"] == 0
+    pieces[0]["merge"]["after"]["forget"] = 0.56
+    assert forget_figures.figures(*pieces)["silent_failure"] == 1
+
+
 # ---- tables and pictures -------------------------------------------------------------
 
 
@@ -269,6 +280,33 @@ def test_verdicts_name_what_does_not_hold(cells):
     assert judged["resurfacing_max"].holds
     assert judged["relearn_ratio"].value == judged["relearn_ratio"].floor == 0.5
     assert judged["relearn_ratio"].holds  # retraining another time is no slower
+
+
+def test_of_samples_the_merge_is_judged_seed_by_seed(cells):
+    for seed, kept in ((1, 0.73), (2, 0.74)):
+        results = cells[0].counted[seed]
+        results["afuic"]["merge"]["after"]["kept"] = kept
+        results["retrain"]["curve"]["14"]["kept"] = 0.75
+    judged = {v.name: v for v in forget_figures.verdicts(forget_figures.rows(cells[0]))}
+    assert judged["kept_gap_at_merge"].value == pytest.approx(-0.015)
+    assert judged["kept_gap_at_merge"].holds
+    assert judged["forget_gap_at_merge"].holds
+    assert judged["silent_failures"].holds
+    text = forget_table.markdown(cells)
+    assert "kept data at the merge, minus retraining's: -0.020 / -0.010." in text
+    cells[0].counted[1]["afuic"]["merge"]["after"] |= {"forget": 0.7, "backdoor_success": 0.2}
+    judged = {v.name: v for v in forget_figures.verdicts(forget_figures.rows(cells[0]))}
+    assert not judged["forget_gap_at_merge"].holds
+    assert judged["silent_failures"].value == 1
+    assert not judged["silent_failures"].holds
+
+
+def test_each_variant_has_a_table_of_its_own():
+    usual = Protocol()
+    assert forget_table.variant_of("backdoor", usual, []) == "backdoor"
+    other = forget_table.variant_of("clean", Protocol(staleness=8), ["sites=20", "alpha=0.1"])
+    assert other == "clean --set alpha=0.1 --set sites=20 --staleness 8"
+    assert forget_table.begin_mark(other).endswith(f"forget {other} -->")
 
 
 def test_methods_are_judged_against_each_other_on_the_same_seeds_only(cells):
