@@ -41,8 +41,10 @@ _COLOURS = {
     "retrain_floor": "#2b3440",
 }
 _MARKS = dict(zip(_COLOURS, "osv^D<>PXd", strict=True))
-_HEAD, _SIDE = 0.75, 3.1
+_HEAD, _SIDE = 0.95, 3.1
 _COLUMNS = 2
+_LINEAR = 0.1
+_TICKS = (-0.3, -0.1, -0.05, 0.0, 0.05, 0.1, 0.3, 1.0)
 
 
 def draw_resurfacing(all_cells: Sequence[Cells], path: Path) -> Path:
@@ -50,8 +52,8 @@ def draw_resurfacing(all_cells: Sequence[Cells], path: Path) -> Path:
     figure, places = _panels(
         all_cells,
         "What comes back after the merge",
-        "Backdoor success (or the score on the erased data) minus retraining's at the same round; "
-        "means over seeds.",
+        "Backdoor success (or the erased data's score) minus retraining's at the same round; "
+        f"means over seeds; logarithmic beyond ±{_LINEAR:g}.",
     )
     for cells, axes in zip(all_cells, places, strict=True):
         axes.axhline(0.0, color=INK, linewidth=1.0, linestyle=(0, (3, 2)))
@@ -63,6 +65,12 @@ def draw_resurfacing(all_cells: Sequence[Cells], path: Path) -> Path:
                     linewidth=2.4 if method == "afuic" else 1.2, label=_NAMES[method],
                     zorder=5 if method == "afuic" else 3,
                 )  # fmt: skip
+        # What tells methods apart is near zero, and what was not unlearned far from it.
+        axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1.5)
+        low, high = axes.get_ylim()
+        axes.set_yticks([tick for tick in _TICKS if low <= tick <= high], minor=False)
+        axes.set_yticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("rounds after the merge", fontsize=8, color=MUTED)
     return _written(figure, places, path)
 
