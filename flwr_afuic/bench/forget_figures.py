@@ -89,8 +89,15 @@ def figures(
         noise = 0.0 if floor is None or not apart else float(np.mean(apart))
         values |= _at_merge(merge, ours, theirs, noise)
         if "kept" in merge["after"]:
-            there = retrain["curve"][str(start)]["kept"]
-            values["kept_gap_at_merge"] = float(merge["after"]["kept"] - there)
+            there = retrain["curve"][str(start)]
+            values["kept_gap_at_merge"] = float(merge["after"]["kept"] - there["kept"])
+            if "kept" in merge["before"]:
+                moved = merge["after"]["kept"] - merge["before"]["kept"]
+                values["kept_change_at_merge"] = float(moved)
+            beside = {} if floor is None else floor["curve"].get(str(start), {})
+            for name in ("forget", "kept"):
+                if name in beside:
+                    values[f"{name}_floor_at_merge"] = float(beside[name] - there[name])
     values["relearn_ratio"] = relearn_ratio(
         result["relearn"], retrain["relearn"], original["relearn"][0]
     ).ratio
@@ -231,10 +238,11 @@ def _of_samples(ours: Row) -> list[Verdict]:
     if "kept_gap_at_merge" not in ours.values:
         return []
     judged = []
-    for name, limit in (("forget_gap_at_merge", 0.05), ("kept_gap_at_merge", 0.02)):
-        value, bound = ours.mean(name), Bound(limit, two_sided=True)
-        held = value is not None and bound.met(value)
-        judged.append(Verdict(name, value, str(bound), None, held))
+    for what, limit in (("forget", 0.05), ("kept", 0.02)):
+        value, bound = ours.mean(f"{what}_gap_at_merge"), Bound(limit, two_sided=True)
+        held = value is not None and bound.met(value)  # no floor excuses it
+        floor = ours.mean(f"{what}_floor_at_merge")
+        judged.append(Verdict(f"{what}_gap_at_merge", value, str(bound), floor, held))
     silent = float(sum(value or 0.0 for value in ours.values.get("silent_failure", [])))
     judged.append(Verdict("silent_failures", silent, "none", None, silent == 0))
     return judged

@@ -47,6 +47,7 @@ _WORDS = {
     "resurfacing_best": "resurfacing beside the best other method's",
     "forget_gap_at_merge": "score on the erased data at the merge, minus retraining's",
     "kept_gap_at_merge": "score on the site's kept data at the merge, minus retraining's",
+    "kept_change_at_merge": "what the merge itself changed in it",
     "silent_failures": "silent failures, of all seeds",
 }
 _UNSIGNED = {"average_gap", "dip_rounds", "relearn_ratio", "distance_ratio"}
@@ -200,9 +201,11 @@ def _notes(cells: Cells, found: Sequence[Row]) -> list[str]:
         lines.append(f"Called completed, and {what} .05 above retraining's: {', '.join(silent)}.")
     ours = next((row for row in found if row.method == "afuic"), None)
     if ours is not None and "kept_gap_at_merge" in ours.values:
-        for name in ("forget_gap_at_merge", "kept_gap_at_merge"):
-            seeds = " / ".join("-" if v is None else f"{v:+.3f}" for v in ours.values[name])
-            lines.append(f"By seed, {_WORDS[name]}: {seeds}.")
+        for name in ("forget_gap_at_merge", "kept_gap_at_merge", "kept_change_at_merge"):
+            known = ours.values.get(name, [])
+            if known:
+                seeds = " / ".join("-" if v is None else f"{v:+.3f}" for v in known)
+                lines.append(f"By seed, {_WORDS[name]}: {seeds}.")
     plain = next((row for row in found if row.method == "no_unlearning"), None)
     if plain is not None:
         hidden = [

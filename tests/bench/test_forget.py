@@ -286,14 +286,18 @@ def test_of_samples_the_merge_is_judged_seed_by_seed(cells):
     for seed, kept in ((1, 0.73), (2, 0.74)):
         results = cells[0].counted[seed]
         results["afuic"]["merge"]["after"]["kept"] = kept
+        results["afuic"]["merge"]["before"]["kept"] = 0.74
         results["retrain"]["curve"]["14"]["kept"] = 0.75
+        results["retrain_floor"]["curve"]["14"]["kept"] = 0.76
     judged = {v.name: v for v in forget_figures.verdicts(forget_figures.rows(cells[0]))}
     assert judged["kept_gap_at_merge"].value == pytest.approx(-0.015)
+    assert judged["kept_gap_at_merge"].floor == pytest.approx(0.01)
     assert judged["kept_gap_at_merge"].holds
     assert judged["forget_gap_at_merge"].holds
     assert judged["silent_failures"].holds
     text = forget_table.markdown(cells)
     assert "kept data at the merge, minus retraining's: -0.020 / -0.010." in text
+    assert "what the merge itself changed in it: -0.010 / +0.000." in text
     cells[0].counted[1]["afuic"]["merge"]["after"] |= {"forget": 0.7, "backdoor_success": 0.2}
     judged = {v.name: v for v in forget_figures.verdicts(forget_figures.rows(cells[0]))}
     assert not judged["forget_gap_at_merge"].holds
