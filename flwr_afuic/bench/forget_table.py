@@ -65,11 +65,14 @@ def begin_mark(variant: str) -> str:
     return f"<!-- table: flwr-afuic bench forget {variant} -->"
 
 
-def variant_of(scenario: str, protocol: Protocol, pairs: Sequence[str]) -> str:
+def variant_of(
+    scenario: str, protocol: Protocol, pairs: Sequence[str], constants: Sequence[str] = ()
+) -> str:
     """Name the scenario, and the options that are not the defaults: each has tables of its own."""
     usual = Protocol()
     words = [scenario, *(f"--set {pair}" for pair in sorted(pairs))]
-    for option in ("staleness", "rounds_after"):
+    words += [f"--constant {constant}" for constant in sorted(constants)]
+    for option in ("staleness", "rounds_after", "judged_on"):
         value = getattr(protocol, option)
         if value != getattr(usual, option):
             words.append(f"--{option.replace('_', '-')} {value}")
@@ -195,8 +198,7 @@ def _notes(cells: Cells, found: Sequence[Row]) -> list[str]:
         if any(row.values.get("silent_failure", []))
     ]
     if silent:
-        first = next(iter(cells.counted.values()))["retrain"]["curve"].values()
-        triggered = any(scores["backdoor_success"] is not None for scores in first)
+        triggered = any(_has(row, "asr_gap") for row in found)
         what = "backdoor" if triggered else "score on the erased data"
         lines.append(f"Called completed, and {what} .05 above retraining's: {', '.join(silent)}.")
     ours = next((row for row in found if row.method == "afuic"), None)

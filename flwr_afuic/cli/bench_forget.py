@@ -147,7 +147,7 @@ def forget(
     if errors:
         raise errors[0]
     if markdown is not None:
-        variant = forget_table.variant_of(scenario, protocol, pairs or [])
+        variant = forget_table.variant_of(scenario, protocol, pairs or [], constants or [])
         pictures = _draw(cells, markdown.parent / "images", variant)
         fill(markdown, f"{pictures}\n\n{text}", begin_mark=forget_table.begin_mark(variant))
 
@@ -168,7 +168,8 @@ def _draw(cells: list[Cells], folder: Path, variant: str) -> str:
     from flwr_afuic.bench.forget_plots import draw_plane, draw_resurfacing
 
     shown = [found for found in cells if found.complete("retrain_floor")]
-    name = re.sub(r"[^a-z0-9.]+", "-", variant.lower().replace("--set ", "").replace("--", ""))
+    words = variant.lower().replace("--set ", "").replace("--", "")
+    name = re.sub(r"[^a-z0-9.]+", "-", words)
     first = draw_resurfacing(shown, folder / f"forget-{name}-resurfacing.png")
     second = draw_plane(shown, folder / f"forget-{name}-plane.png")
     return (

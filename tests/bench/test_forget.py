@@ -311,6 +311,9 @@ def test_each_variant_has_a_table_of_its_own():
     other = forget_table.variant_of("clean", Protocol(staleness=8), ["sites=20", "alpha=0.1"])
     assert other == "clean --set alpha=0.1 --set sites=20 --staleness 8"
     assert forget_table.begin_mark(other).endswith(f"forget {other} -->")
+    # What constants are chosen by must not come to stand where the results do.
+    tuned = forget_table.variant_of("backdoor", Protocol(judged_on="tuning"), [], ["fcu.lr=0.01"])
+    assert tuned == "backdoor --constant fcu.lr=0.01 --judged-on tuning"
 
 
 def test_methods_are_judged_against_each_other_on_the_same_seeds_only(cells):
